@@ -1,0 +1,116 @@
+"""The layers that every network has: linear, dropout and, on top, softmax cross-entropy.
+
+A layer is a value that knows its formula; its tensors lie in a Site that is handed to it, (lanes, batch, features) for what
+flows through and (lanes, 1, features) or (lanes, in, out) for parameters `p`, whose gradients go to `d_p`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Layer(Protocol):
+    """What a layer knows: the shapes of its tensors for one lane, its forward and its gradient."""
+
+    def parameters(self, features: int) -> Shapes:
+        """Learned tensors: vectors (size,), or a matrix (in, out)."""
+        ...
+
+    def buffers(self, features: int) -> Shapes:
+        """Tensors that are kept but not learned, such as running statistics."""
+        ...
+
+    def scratch(self, batch: int, features: int) -> Shapes:
+        """Tensors that hold something between forward and backward."""
+        ...
+
+    def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor:
+        """y, given x."""
+        ...
+
+    def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor:
+        """dx, given dy for the x of the last forward; writes the parameters' gradients."""
+        ...
+
+
+@dataclass(frozen=True)
+class Linear:
+    """y = x W + b; dW = x' dy, db = sum(dy), dx = dy W'. W is (in, out), so that x W reads it along its rows."""
+
+    size: int
+    first: bool = False  # the first layer's dx is nobody's input
+
+    def module(self, features: int) -> nn.Module:
+        return nn.Linear(features, self.size)
+
+    def parameters(self, features: int) -> Shapes:
+        return {"weight": (features, self.size), "bias": (self.size,)}
+
+    def buffers(self, features: int) -> Shapes:
+        return {}
+
+    def scratch(self, batch: int, features: int) -> Shapes:
+        return {"y": (batch, self.size), "dx": (0,) if self.first else (batch, features)}
+
+    def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor:
+        at.x = x
+        return torch.baddbmm(at.bias, x, at.weight, out=at.y)
+
+    def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor:
+        torch.bmm(at.x.mT, dy, out=at.d_weight)
+        torch.sum(dy, 1, keepdim=True, out=at.d_bias)
+        return at.dx if self.first else torch.bmm(dy, at.weight.mT, out=at.dx)
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """y = x mask / (1 - rate), the mask 0 with probability `rate`; y = x in eval mode.  Srivastava et al. 2014, JMLR 15.
+
+    `at.rngs` has the stream of each lane; masks are drawn on the CPU, so that every device sees the same ones.
+    """
+
+    rate: float
+
+    def module(self, features: int) -> nn.Module:
+        return nn.Dropout(self.rate)
+
+    def parameters(self, features: int) -> Shapes:
+        return {}
+
+    def buffers(self, features: int) -> Shapes:
+        return {}
+
+    def scratch(self, batch: int, features: int) -> Shapes:
+        return {"y": (batch, features), "mask": (batch, features), "dx": (batch, features)}
+
+    def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor:
+        at.training = training
+        if not training:
+            return x
+        for mask, rng in zip(at.mask, at.rngs, strict=True):
+            mask.copy_(torch.from_numpy(rng.random(mask.shape, dtype=np.float32)))
+        torch.ge(at.mask, self.rate, out=at.mask).mul_(1 / (1 - self.rate))
+        return torch.mul(x, at.mask, out=at.y)
+
+    def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor:
+        return torch.mul(dy, at.mask, out=at.dx) if at.training else dy
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Loss of each sample, (lanes, batch) in nats: -log softmax(logits)[label]. Labels are (lanes, batch)."""
+    return torch.log_softmax(logits, -1).gather(-1, labels.unsqueeze(-1)).squeeze(-1).neg_()
+
+
+def cross_entropy_gradient(logits: Tensor, labels: Tensor, out: Tensor) -> Tensor:
+    """The gradient of the batch's mean loss: (softmax(logits) - onehot(labels)) / batch, written to `out`."""
+    torch.softmax(logits, -1, out=out)
+    minus_one = out.new_full((1, 1, 1), -1.0).expand(*labels.shape, 1)
+    return out.scatter_add_(-1, labels.unsqueeze(-1), minus_one).mul_(1 / logits.shape[1])

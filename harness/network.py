@@ -1,0 +1,126 @@
+"""K networks of one architecture in flat rows of memory, and the walk forward and back through their layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from numpy.random import Generator
+from torch import Tensor
+
+from harness.architecture import Architecture, State
+
+# Vector kernels treat the last elements of a buffer apart and may round them differently. With every lane a multiple of
+# 32 floats (two vectors of the widest unit, AVX-512), each lane has its tail, or none, where it has it alone.
+ALIGN = 32
+CACHE_LINE = 16  # floats
+
+
+def padded(size: int, to: int = ALIGN) -> int:
+    """`size` rounded up to a multiple."""
+    return -(-size // to) * to
+
+
+def lane_buffer(lanes: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros (lanes, *shape), each lane starting on a multiple of ALIGN elements."""
+    size = math.prod(shape)
+    return like.new_zeros(lanes, padded(size))[:, :size].unflatten(1, shape)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where each tensor of a lane lies in its flat row."""
+
+    places: Mapping[str, tuple[int, tuple[int, ...]]]  # "linear1.weight" -> (start, shape)
+    size: int
+
+    @classmethod
+    def of(cls, arch: Architecture, what: str) -> Rows:
+        """The layout of all `parameters`, or all `buffers`."""
+        places, start = {}, 0
+        for placed in arch.layers:
+            for name, shape in getattr(placed.layer, what)(placed.features).items():
+                places[f"{placed.name}.{name}"] = (start, shape)
+                start += padded(math.prod(shape), CACHE_LINE)
+        return cls(places, padded(start))
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Each tensor of every lane as a view of the rows (lanes, size): (lanes, in, out), or (lanes, 1, features)."""
+        return {
+            name: flat[:, start : start + math.prod(shape)].unflatten(1, shape if len(shape) > 1 else (1, *shape))
+            for name, (start, shape) in self.places.items()
+        }
+
+    def load(self, row: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Copy tensors in torch.nn's layout into one lane's row, (size,)."""
+        for name, view in self.views(row[None]).items():
+            view[0].copy_(state[name].T if state[name].dim() > 1 else state[name][None])
+
+    def state(self, row: Tensor) -> State:
+        """A copy of one lane's row as tensors in torch.nn's layout, on the CPU."""
+        views = {name: view[0].T if len(self.places[name][1]) > 1 else view[0, 0] for name, view in self.views(row[None]).items()}
+        return {name: view.to("cpu", copy=True).contiguous() for name, view in views.items()}
+
+
+@dataclass
+class Network:
+    """K lanes of one architecture: their weights, gradients and buffers, and the sites where layers work on them."""
+
+    arch: Architecture
+    weights: Tensor  # (lanes, parameters)
+    gradients: Tensor  # (lanes, parameters)
+    buffers: Tensor  # (lanes, buffers)
+    rngs: dict[str, list[Generator]] = field(default_factory=dict)  # layer -> the stream of each lane, for dropout
+    _sites: dict[int, list[tuple[Any, SimpleNamespace]]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def zeros(cls, arch: Architecture, lanes: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Network:
+        """Lanes without weights, to be loaded."""
+        parameters, buffers = Rows.of(arch, "parameters").size, Rows.of(arch, "buffers").size
+        return cls(arch, *(torch.zeros(lanes, size, device=device, dtype=dtype) for size in (parameters, parameters, buffers)))
+
+    def lane(self, k: int) -> Network:
+        """Lane k as a network of its own, on the same memory: what it computes is what it would compute alone."""
+        return Network(self.arch, self.weights[k : k + 1], self.gradients[k : k + 1], self.buffers[k : k + 1])
+
+    def sites(self, batch: int) -> list[tuple[Any, SimpleNamespace]]:
+        """Each layer with its tensors for batches of this size, allocated at the first call."""
+        if batch not in self._sites:
+            self._sites[batch] = list(self._build(batch))
+        return self._sites[batch]
+
+    def _build(self, batch: int) -> Iterator[tuple[Any, SimpleNamespace]]:
+        parameters, kept = Rows.of(self.arch, "parameters"), Rows.of(self.arch, "buffers")
+        weights, gradients, buffers = parameters.views(self.weights), parameters.views(self.gradients), kept.views(self.buffers)
+        for name, layer, features in ((placed.name, placed.layer, placed.features) for placed in self.arch.layers):
+            yield layer, SimpleNamespace(
+                rngs=self.rngs.setdefault(name, []),
+                **{key: weights[f"{name}.{key}"] for key in layer.parameters(features)},
+                **{f"d_{key}": gradients[f"{name}.{key}"] for key in layer.parameters(features)},
+                **{key: buffers[f"{name}.{key}"] for key in layer.buffers(features)},
+                **{key: lane_buffer(len(self.weights), s, self.weights) for key, s in layer.scratch(batch, features).items()},
+            )
+
+    def forward(self, x: Tensor, training: bool) -> Tensor:
+        """Logits (lanes, batch, classes) of inputs (lanes, batch, features)."""
+        for layer, at in self.sites(x.shape[1]):
+            x = layer.forward(at, x, training)
+        return x
+
+    def backward(self, dlogits: Tensor) -> None:
+        """Write the gradients of all parameters, given the loss's with respect to the last forward's logits."""
+        for layer, at in reversed(self.sites(dlogits.shape[1])):
+            dlogits = layer.backward(at, dlogits)
+
+    def load(self, k: int, state: Mapping[str, Tensor]) -> None:
+        """Set the weights and buffers of lane k."""
+        Rows.of(self.arch, "parameters").load(self.weights[k], state)
+        Rows.of(self.arch, "buffers").load(self.buffers[k], state)
+
+    def state(self, k: int) -> State:
+        """A copy of the weights and buffers of lane k, in torch.nn's names and layout."""
+        return Rows.of(self.arch, "parameters").state(self.weights[k]) | Rows.of(self.arch, "buffers").state(self.buffers[k])

@@ -1,0 +1,54 @@
+"""What training yields: plain records of plain numbers, and their digest."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+CURVES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "test/loss", "test/accuracy")
+DIVERGED = 1e4  # times the loss of guessing
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One lane after one epoch; epoch 0 is before training.
+
+    `curves` has the metrics of CURVES that exist: losses are mean cross-entropy in nats, accuracies lie in [0, 1].
+    `train/...` is the mean over the epoch's samples as they were trained, the others are measured in eval mode.
+    """
+
+    epoch: int
+    curves: Mapping[str, float]
+    lane: int = 0
+    health: Mapping[str, float] = field(default_factory=dict)  # "hidden1/mean": ...
+    seconds: float | None = None  # wall time of the training steps, divided by the lanes that shared them
+
+    def diverged(self, num_classes: int) -> bool:
+        """Whether the loss left the numbers that mean anything: not finite, or 10,000 times that of guessing.
+
+        The second bound is for saturating networks: with tanh and lr=1e6 the weights reach 1e7 and the loss 1e7 nats,
+        yet float32 holds both for ever.
+        """
+        losses = [value for name, value in self.curves.items() if name.endswith("/loss")]
+        return self.epoch > 0 and not all(abs(loss) <= DIVERGED * math.log(max(num_classes, 2)) for loss in losses)
+
+    def metrics(self) -> dict[str, float]:
+        """All of it under the metric names of the store."""
+        health = {f"health/{name}": value for name, value in self.health.items()}
+        seconds = {} if self.seconds is None else {"time/epoch_seconds": self.seconds}
+        return {**self.curves, **health, **seconds}
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object without the lane, which is no part of a run."""
+        return {name: value for name, value in asdict(self).items() if name != "lane"}
+
+
+def history_digest(records: Iterable[EpochRecord]) -> str:
+    """SHA-256 of all losses and accuracies to the last bit; health and times are left out."""
+    lines = (
+        f"{record.epoch} {name} {record.curves[name].hex()}\n" for record in records for name in CURVES if name in record.curves
+    )
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,225 @@
+"""The loop: K runs of one shape train as one stack, and each epoch yields a plain record for every lane."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from harness import health
+from harness.architecture import Architecture, State, initial_state
+from harness.components.layers import Dropout, cross_entropy, cross_entropy_gradient
+from harness.components.optimizers import OPTIMIZERS, Row
+from harness.config import RunConfig
+from harness.data import Data
+from harness.errors import InputError, refusal
+from harness.network import Network, Rows, lane_buffer
+from harness.results import EpochRecord
+from harness.seeding import stream
+
+EVALUATION_BATCH = 1000  # samples; part of every result, as products of other shapes round differently
+OWN = ("init", "seed", "lr", "weight_decay")  # in what lanes of one stack may differ
+Index = NDArray[np.int64]
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """One thread, no denormals, no autograd: the arithmetic that every run is made of. Restores the process's settings."""
+    threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
+    torch.set_num_threads(1)  # two threads gave other bits from one process to the next
+    torch.set_flush_denormal(True)  # moments of pixels that are never lit decay into denormals, which are slow
+    torch.set_grad_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)
+        torch.set_grad_enabled(grad)
+
+
+@dataclass
+class Batch:
+    """The buffers of one minibatch of all lanes."""
+
+    inputs: Tensor  # (lanes, batch, features)
+    labels: Tensor  # (lanes, batch)
+    dlogits: Tensor  # (lanes, batch, classes)
+
+
+@dataclass
+class Stack:
+    """K runs of one shape: their network, optimizer state and shares of the data. One lane alone is K = 1."""
+
+    arch: Architecture
+    configs: Sequence[RunConfig]
+    data: Data
+    network: Network
+    rows: list[Row]  # what the optimizer updates, a lane each
+    steps: Tensor  # (), taken so far
+    train: list[Index]  # of each lane: rows of the training set it learns from
+    held_out: list[Index]  # and those it does not
+    epoch: int = 0
+    diverged: set[int] = field(default_factory=set)
+    lanes: list[Network] = field(default_factory=list)  # each lane as a network of its own
+    _batches: dict[int, Batch] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, arch: Architecture, configs: Sequence[RunConfig], data: Data) -> Stack:
+        """A stack before training. Raises InputError when two configs differ in what all lanes share."""
+        first = configs[0]
+        for name in set(RunConfig.model_fields) - set(OWN):
+            if len({getattr(config, name) for config in configs}) > 1:
+                raise InputError(f"lanes of one stack must share {name}; they may differ in {', '.join(OWN)}")
+        network = Network.zeros(arch, len(configs), first.device)
+        lanes = [network.lane(k) for k in range(len(configs))]
+        for k, config in enumerate(configs):
+            network.load(k, initial_state(arch, config.init, config.seed))
+        moments = [torch.zeros_like(network.weights) for _ in OPTIMIZERS[first.optimizer].moments]
+        spare, steps = torch.zeros_like(network.weights[0]), torch.zeros((), device=first.device)
+        rows = [
+            Row(network.weights[k], network.gradients[k], tuple(m[k] for m in moments), steps, spare, c.lr, c.weight_decay)
+            for k, c in enumerate(configs)
+        ]
+        parts = [subsets(config, len(data.train)) for config in configs]
+        return cls(arch, configs, data, network, rows, steps, [p[0] for p in parts], [p[1] for p in parts], lanes=lanes)
+
+    def batches(self) -> Iterator[Batch]:
+        """The minibatches of this epoch, each lane in its own order; the last one may be shorter."""
+        config, lanes = self.configs[0], len(self.configs)
+        orders = [stream(c.seed, "shuffle", self.epoch).permutation(rows) for c, rows in zip(self.configs, self.train, strict=True)]
+        order = torch.from_numpy(np.stack(orders)).to(config.device)
+        for part in order.split(config.batch_size, 1)[: config.max_batches or None]:
+            index, batch = part.reshape(-1), self.batch(part.shape[1])
+            torch.index_select(self.data.train.images, 0, index, out=batch.inputs.view(len(index), -1))
+            torch.index_select(self.data.train.labels, 0, index, out=batch.labels.view(-1))
+            yield batch
+
+    def batch(self, size: int) -> Batch:
+        """The buffers for minibatches of this size, allocated at the first call."""
+        if size not in self._batches:
+            lanes, images, labels = len(self.configs), self.data.train.images, self.data.train.labels
+            inputs = images.new_empty(lanes, size, self.arch.input_size)
+            dlogits = lane_buffer(lanes, (size, self.arch.num_classes), self.network.weights)
+            self._batches[size] = Batch(inputs, labels.new_empty(lanes, size), dlogits)
+        return self._batches[size]
+
+    def reseed_dropout(self) -> None:
+        """Give each dropout layer the streams of this epoch."""
+        names = [placed.name for placed in self.arch.layers if isinstance(placed.layer, Dropout)]
+        for i, name in enumerate(names):
+            self.network.rngs.setdefault(name, [])[:] = [stream(c.seed, "dropout", self.epoch, i) for c in self.configs]
+
+    def probe(self, lane: int) -> tuple[Tensor, Tensor]:
+        """A lane's fixed probe batch out of what it learns from: inputs (1, n, features), labels (1, n)."""
+        rows = stream(self.configs[lane].seed, "probe").permutation(self.train[lane])[: health.PROBE_SAMPLES]
+        index = torch.from_numpy(rows).to(self.configs[0].device)
+        return self.data.train.images[index][None], self.data.train.labels[index][None]
+
+    def moments(self, lane: int) -> dict[str, State]:
+        """A copy of a lane's optimizer state, in the weights' names and layout."""
+        layout, names = Rows.of(self.arch, "parameters"), OPTIMIZERS[self.configs[0].optimizer].moments
+        return {name: layout.state(row) for name, row in zip(names, self.rows[lane].moments, strict=True)}
+
+    def restore(self, lane: int, epoch: int, steps: int, state: State, moments: dict[str, State]) -> None:
+        """Put a lane back where `epoch`, `steps`, `network.state(lane)` and `moments(lane)` were taken."""
+        self.network.load(lane, state)
+        layout, names = Rows.of(self.arch, "parameters"), OPTIMIZERS[self.configs[0].optimizer].moments
+        for name, row in zip(names, self.rows[lane].moments, strict=True):
+            layout.load(row, moments[name])
+        self.steps.fill_(steps)
+        self.epoch = epoch
+
+
+def subsets(config: RunConfig, samples: int) -> tuple[Index, Index]:
+    """The rows of the training set that a run learns from and those that it holds out, by the seed's own split."""
+    if not config.validation:
+        return np.arange(samples), np.arange(0)
+    order = stream(config.seed, "subset").permutation(samples)
+    held_out = round(samples * config.validation)
+    return order[held_out:], order[:held_out]
+
+
+def check(arch: Architecture, config: RunConfig, data: Data) -> None:
+    """Raise InputError, in one line, when a config cannot train on this data."""
+    pixels, (learned, held_out) = data.train.images.shape[1], map(len, subsets(config, len(data.train)))
+    for name, given, wanted in (("input_size", arch.input_size, pixels), ("num_classes", arch.num_classes, data.num_classes)):
+        if given != wanted:
+            raise InputError(refusal(f"{name} of the layer list", given, f"{wanted}, as {data.name} has it"))
+    if config.validation and not (held_out and learned):
+        text = f"a share that leaves {data.name}'s {len(data.train)} training samples on both sides"
+        raise InputError(refusal("validation", config.validation, text))
+    if config.batch_size > learned:
+        raise InputError(refusal("batch_size", config.batch_size, f"at most {learned}, the training samples of {data.name}"))
+    full, last = divmod(learned, config.batch_size)
+    trains_last = last and (not config.max_batches or config.max_batches > full)
+    if arch.needs_two_samples and (config.batch_size == 1 or (trains_last and last == 1)):
+        raise InputError(
+            f"batch_size={config.batch_size} leaves a last batch of one of {learned} training samples, "
+            f"which has no variance for batchnorm; allowed: a batch_size that leaves none or more than one"
+        )
+
+
+def train(stack: Stack, probe: bool = True) -> Iterator[EpochRecord]:
+    """Train all lanes to the last epoch; yields one record a lane and epoch, first of all epoch 0, before training.
+
+    A lane that diverges yields its last record then. While a record is held, its lane stands at that epoch.
+    """
+    network, config, lanes = stack.network, stack.configs[0], len(stack.configs)
+    optimizer = OPTIMIZERS[config.optimizer]
+    if stack.epoch == 0:
+        yield from (record(stack, lane, probe) for lane in range(lanes))
+    while stack.epoch < config.epochs and len(stack.diverged) < lanes:
+        stack.epoch += 1
+        stack.reseed_dropout()
+        loss, correct = torch.zeros(2, lanes, dtype=torch.float64, device=config.device)
+        samples, start = 0, time.perf_counter()
+        for batch in stack.batches():
+            logits = network.forward(batch.inputs, training=True)
+            loss += cross_entropy(logits, batch.labels).sum(1)
+            correct += (logits.argmax(-1) == batch.labels).sum(1)
+            network.backward(cross_entropy_gradient(logits, batch.labels, batch.dlogits))
+            stack.steps += 1
+            for row in stack.rows:
+                optimizer.step(row)
+            samples += batch.labels.shape[1]
+        means = torch.stack((loss, correct), 1).div_(samples).tolist()
+        seconds = (time.perf_counter() - start) / lanes
+        for lane in sorted(set(range(lanes)) - stack.diverged):
+            trained = dict(zip(("train/loss", "train/accuracy"), means[lane], strict=True))
+            yield (done := record(stack, lane, probe, trained, seconds))
+            if done.diverged(stack.data.num_classes):
+                stack.diverged.add(lane)
+
+
+def record(stack: Stack, lane: int, probe: bool, trained: Mapping[str, float] = {}, seconds: float | None = None) -> EpochRecord:
+    """A lane's record of this epoch: what training saw, validation and test in eval mode, and the health of its layers."""
+    curves = dict(trained)
+    if len(stack.held_out[lane]):
+        curves |= evaluate(stack, lane, "val")
+    curves |= evaluate(stack, lane, "test")
+    health_of = health.measure(stack.lanes[lane], *stack.probe(lane)) if probe else {}
+    return EpochRecord(stack.epoch, curves, lane, health_of, seconds)
+
+
+def evaluate(stack: Stack, lane: int, part: str) -> dict[str, float]:
+    """Mean loss and accuracy of a lane in eval mode on its `train`, `val` or `test` samples, as `{part}/loss`, `{part}/accuracy`.
+
+    With max_batches = n, on the first n * batch_size of them.
+    """
+    config, data, network = stack.configs[lane], stack.data, stack.lanes[lane]
+    rows = {"train": stack.train[lane], "val": stack.held_out[lane], "test": np.arange(len(data.test))}[part]
+    rows = rows[: config.max_batches * config.batch_size or None]
+    split = data.test if part == "test" else data.train
+    loss, correct = torch.zeros(2, dtype=torch.float64, device=config.device)
+    for index in torch.from_numpy(rows).to(config.device).split(EVALUATION_BATCH):
+        labels = split.labels[index][None]
+        logits = network.forward(split.images[index][None], training=False)
+        loss += cross_entropy(logits, labels).double().sum()
+        correct += (logits.argmax(-1) == labels).sum()
+    return {f"{part}/loss": loss.item() / len(rows), f"{part}/accuracy": correct.item() / len(rows)}
