@@ -100,9 +100,7 @@ class RunConfig(BaseModel):
     network: str | LayerList = _field("mlp", "mlp, or the path of a JSON layer list")
     dataset: str = _field("auto", "what to learn; auto = mnist, else mnist_5k")
     normalize: str = _field("unit", "pixels in [0,1], or standardized")
-    validation: Real = _field(
-        0.0, "share of the training set held out", "a number from 0 up to, not including, 1", ge=0, lt=1
-    )
+    validation: Real = _field(0.0, "share of the training set held out", "a number from 0 up to, not including, 1", ge=0, lt=1)
     device: str = _field("cpu", "where to train")
     data_dir: str = _field("~/.cache/harness/data", "torchvision root of the data files")
 
@@ -120,7 +118,9 @@ class RunConfig(BaseModel):
             first = error.errors()[0]
             name = str(first["loc"][0])
             raise InputError(refusal(name, values[name], allowed(name))) from None
-        ignored = [name for name in ("act", "norm", "dropout", "hidden_dim") if self.network != "mlp" and name in self.changed()]
+        ignored = [
+            name for name in ("act", "norm", "dropout", "hidden_dim") if self.network != "mlp" and name in self.changed()
+        ]
         if ignored:
             raise InputError(
                 f"{ignored[0]}={_text(getattr(self, ignored[0]))} says nothing beside a layer list, "

@@ -13,8 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from harness.components.activations import Activation
-from harness.components.layers import Linear, cross_entropy_gradient
-from harness.network import Network
+from harness.components.layers import Linear, cross_entropy
+from harness.network import Network, lane_buffer
 
 PROBE_SAMPLES = 256
 FLAT = 0.02  # a slope below it passes on less than a fiftieth of the gradient; for tanh, |h| > 0.99
@@ -28,7 +28,8 @@ def measure(network: Network, inputs: Tensor, labels: Tensor) -> dict[str, float
     probe loss's gradient with respect to the layer's weight matrix. Weights and running statistics stay as they are.
     """
     logits = network.forward(inputs, training=False)
-    network.backward(cross_entropy_gradient(logits, labels, logits.clone()))
+    cross_entropy(logits, labels, gradient := lane_buffer(1, tuple(logits.shape[1:]), logits))
+    network.backward(gradient)
     found = {}
     for name, linear, activation, output in _hidden(network, inputs.shape[1]):
         found[f"{name}/mean"] = output.double().mean().item()

@@ -70,7 +70,9 @@ class LayerNorm1d(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         if inputs.shape[-1] != self.num_features:
-            raise RuntimeError(f"expected input with shape [*, {self.num_features}], but got input of size {list(inputs.shape)}")
+            raise RuntimeError(
+                f"expected input with shape [*, {self.num_features}], but got input of size {list(inputs.shape)}"
+            )
         centered = inputs - inputs.mean(-1, keepdim=True)
         var = centered.square().mean(-1, keepdim=True)
         return centered / torch.sqrt(var + self.eps) * self.weight + self.bias

@@ -62,7 +62,9 @@ class Rows:
 
     def state(self, row: Tensor) -> State:
         """A copy of one lane's row as tensors in torch.nn's layout, on the CPU."""
-        views = {name: view[0].T if len(self.places[name][1]) > 1 else view[0, 0] for name, view in self.views(row[None]).items()}
+        views = {
+            name: view[0].T if len(self.places[name][1]) > 1 else view[0, 0] for name, view in self.views(row[None]).items()
+        }
         return {name: view.to("cpu", copy=True).contiguous() for name, view in views.items()}
 
 
@@ -97,12 +99,18 @@ class Network:
         parameters, kept = Rows.of(self.arch, "parameters"), Rows.of(self.arch, "buffers")
         weights, gradients, buffers = parameters.views(self.weights), parameters.views(self.gradients), kept.views(self.buffers)
         for name, layer, features in ((placed.name, placed.layer, placed.features) for placed in self.arch.layers):
-            yield layer, SimpleNamespace(
-                rngs=self.rngs.setdefault(name, []),
-                **{key: weights[f"{name}.{key}"] for key in layer.parameters(features)},
-                **{f"d_{key}": gradients[f"{name}.{key}"] for key in layer.parameters(features)},
-                **{key: buffers[f"{name}.{key}"] for key in layer.buffers(features)},
-                **{key: lane_buffer(len(self.weights), s, self.weights) for key, s in layer.scratch(batch, features).items()},
+            yield (
+                layer,
+                SimpleNamespace(
+                    rngs=self.rngs.setdefault(name, []),
+                    **{key: weights[f"{name}.{key}"] for key in layer.parameters(features)},
+                    **{f"d_{key}": gradients[f"{name}.{key}"] for key in layer.parameters(features)},
+                    **{key: buffers[f"{name}.{key}"] for key in layer.buffers(features)},
+                    **{
+                        key: lane_buffer(len(self.weights), s, self.weights)
+                        for key, s in layer.scratch(batch, features).items()
+                    },
+                ),
             )
 
     def forward(self, x: Tensor, training: bool) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness import health
 from harness.architecture import Architecture, State, initial_state
-from harness.components.layers import Dropout, cross_entropy, cross_entropy_gradient
+from harness.components.layers import Dropout, cross_entropy
 from harness.components.optimizers import OPTIMIZERS, Row
 from harness.config import RunConfig
 from harness.data import Data
@@ -92,7 +92,9 @@ class Stack:
     def batches(self) -> Iterator[Batch]:
         """The minibatches of this epoch, each lane in its own order; the last one may be shorter."""
         config, lanes = self.configs[0], len(self.configs)
-        orders = [stream(c.seed, "shuffle", self.epoch).permutation(rows) for c, rows in zip(self.configs, self.train, strict=True)]
+        orders = [
+            stream(c.seed, "shuffle", self.epoch).permutation(rows) for c, rows in zip(self.configs, self.train, strict=True)
+        ]
         order = torch.from_numpy(np.stack(orders)).to(config.device)
         for part in order.split(config.batch_size, 1)[: config.max_batches or None]:
             index, batch = part.reshape(-1), self.batch(part.shape[1])
@@ -181,9 +183,9 @@ def train(stack: Stack, probe: bool = True) -> Iterator[EpochRecord]:
         samples, start = 0, time.perf_counter()
         for batch in stack.batches():
             logits = network.forward(batch.inputs, training=True)
-            loss += cross_entropy(logits, batch.labels).sum(1)
-            correct += (logits.argmax(-1) == batch.labels).sum(1)
-            network.backward(cross_entropy_gradient(logits, batch.labels, batch.dlogits))
+            loss += cross_entropy(logits, batch.labels, batch.dlogits).sum(1)
+            correct += logits.argmax(-1).eq_(batch.labels).sum(1)
+            network.backward(batch.dlogits)
             stack.steps += 1
             for row in stack.rows:
                 optimizer.step(row)
@@ -197,7 +199,9 @@ def train(stack: Stack, probe: bool = True) -> Iterator[EpochRecord]:
                 stack.diverged.add(lane)
 
 
-def record(stack: Stack, lane: int, probe: bool, trained: Mapping[str, float] = {}, seconds: float | None = None) -> EpochRecord:
+def record(
+    stack: Stack, lane: int, probe: bool, trained: Mapping[str, float] = {}, seconds: float | None = None
+) -> EpochRecord:
     """A lane's record of this epoch: what training saw, validation and test in eval mode, and the health of its layers."""
     curves = dict(trained)
     if len(stack.held_out[lane]):
@@ -221,5 +225,5 @@ def evaluate(stack: Stack, lane: int, part: str) -> dict[str, float]:
         labels = split.labels[index][None]
         logits = network.forward(split.images[index][None], training=False)
         loss += cross_entropy(logits, labels).double().sum()
-        correct += (logits.argmax(-1) == labels).sum()
+        correct += logits.argmax(-1).eq_(labels).sum()
     return {f"{part}/loss": loss.item() / len(rows), f"{part}/accuracy": correct.item() / len(rows)}

@@ -104,13 +104,13 @@ class Dropout:
         return torch.mul(dy, at.mask, out=at.dx) if at.training else dy
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Loss of each sample, (lanes, batch) in nats: -log softmax(logits)[label]. Labels are (lanes, batch)."""
-    return torch.log_softmax(logits, -1).gather(-1, labels.unsqueeze(-1)).squeeze(-1).neg_()
+def cross_entropy(logits: Tensor, labels: Tensor, gradient: Tensor | None = None) -> Tensor:
+    """Loss of each sample, (lanes, batch) in nats: -log softmax(logits)[label]. Labels are (lanes, batch).
 
-
-def cross_entropy_gradient(logits: Tensor, labels: Tensor, out: Tensor) -> Tensor:
-    """The gradient of the batch's mean loss: (softmax(logits) - onehot(labels)) / batch, written to `out`."""
-    torch.softmax(logits, -1, out=out)
-    minus_one = out.new_full((1, 1, 1), -1.0).expand(*labels.shape, 1)
-    return out.scatter_add_(-1, labels.unsqueeze(-1), minus_one).mul_(1 / logits.shape[1])
+    `gradient`, where given, gets that of the batch's mean loss: (softmax(logits) - onehot(labels)) / batch.
+    """
+    log_p, index = torch.log_softmax(logits, -1), labels.unsqueeze(-1)
+    if gradient is not None:
+        torch.exp(log_p, out=gradient)
+        gradient.scatter_add_(-1, index, gradient.new_full((), -1).expand_as(index)).mul_(1 / labels.shape[1])
+    return log_p.gather(-1, index).squeeze(-1).neg_()
