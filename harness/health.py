@@ -6,6 +6,7 @@ A hidden layer is a linear layer but the last, with what follows it up to the ne
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,7 +60,7 @@ def _hidden(network: Network, batch: int) -> Iterator[Found]:
     """Name, the linear's site, the activation with its site if there is one, and the output (n, units) of each hidden layer."""
     sites: list[tuple[Any, SimpleNamespace]] = network.sites(batch)
     starts = [i for i, (layer, _) in enumerate(sites) if isinstance(layer, Linear)]
-    for number, (start, end) in enumerate(zip(starts, starts[1:], strict=False), 1):
+    for number, (start, end) in enumerate(pairwise(starts), 1):
         activation = next(((layer, at) for layer, at in sites[start:end] if isinstance(layer, Activation)), None)
-        norm = next((at for layer, at in sites[start + 1 : end] if hasattr(at, "weight")), sites[start][1])
+        norm = next((at for _, at in sites[start + 1 : end] if hasattr(at, "weight")), sites[start][1])
         yield f"hidden{number}", sites[start][1], activation, activation[1].h[0] if activation else norm.y[0]

@@ -91,7 +91,7 @@ class Stack:
 
     def batches(self) -> Iterator[Batch]:
         """The minibatches of this epoch, each lane in its own order; the last one may be shorter."""
-        config, lanes = self.configs[0], len(self.configs)
+        config = self.configs[0]
         orders = [
             stream(c.seed, "shuffle", self.epoch).permutation(rows) for c, rows in zip(self.configs, self.train, strict=True)
         ]
@@ -212,7 +212,7 @@ def record(
 
 
 def evaluate(stack: Stack, lane: int, part: str) -> dict[str, float]:
-    """Mean loss and accuracy of a lane in eval mode on its `train`, `val` or `test` samples, as `{part}/loss`, `{part}/accuracy`.
+    """`{part}/loss` and `{part}/accuracy` of a lane in eval mode; `part` is train, val or test.
 
     With max_batches = n, on the first n * batch_size of them.
     """

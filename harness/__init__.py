@@ -1,0 +1,46 @@
+"""Train small networks so that every number can be had again.
+
+>>> import harness
+>>> run = harness.train(harness.RunConfig(norm="layernorm"))      # doctest: +SKIP
+>>> run.final["test/accuracy"], run.run_id                        # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.architecture import build_network as build_network
+    from harness.architecture import count_parameters as count_parameters
+    from harness.checkpoint import save_model as save_model
+    from harness.config import RunConfig as RunConfig
+    from harness.errors import HarnessError as HarnessError
+    from harness.launch import load_model as load_model
+    from harness.launch import train as train
+    from harness.modules import BatchNorm1d as BatchNorm1d
+    from harness.modules import LayerNorm1d as LayerNorm1d
+
+_HOMES = {
+    "RunConfig": "config",
+    "HarnessError": "errors",
+    "train": "launch",
+    "load_model": "launch",
+    "save_model": "checkpoint",
+    "build_network": "architecture",
+    "count_parameters": "architecture",
+    "BatchNorm1d": "modules",
+    "LayerNorm1d": "modules",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when first asked for: `import harness` loads neither torch nor mlflow."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'harness' has no attribute {name!r}")
+    return getattr(import_module(f"harness.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
