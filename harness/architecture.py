@@ -118,13 +118,18 @@ def initial_state(arch: Architecture, init: str, seed: int) -> State:
     return state
 
 
-def as_module(arch: Architecture, state: Mapping[str, Tensor]) -> nn.Module:
-    """The network as a torch module in eval mode, with these weights; it takes (batch, 28, 28) or (batch, 784)."""
+def empty_module(arch: Architecture) -> nn.Module:
+    """The network as a torch module whose tensors have shapes but no memory; it takes (batch, 28, 28) or (batch, 784)."""
     with torch.device("meta"):  # nn.Linear() would draw its weights from the global generator
         layers = OrderedDict((placed.name, placed.module()) for placed in arch.layers)
-        module = nn.Sequential(OrderedDict(flatten=nn.Flatten(), **layers))
-    counted = [name for name in module.state_dict() if name.endswith("num_batches_tracked")]
-    module.load_state_dict({**{name: torch.tensor(0) for name in counted}, **state}, assign=True)
+        return nn.Sequential(OrderedDict(flatten=nn.Flatten(), **layers))
+
+
+def as_module(arch: Architecture, state: Mapping[str, Tensor], steps: int = 0) -> nn.Module:
+    """The network as a torch module in eval mode, with these weights after so many steps."""
+    module = empty_module(arch)
+    counted = {name: torch.tensor(steps) for name in module.state_dict() if name.endswith("num_batches_tracked")}
+    module.load_state_dict({**counted, **state}, assign=True)
     return module.requires_grad_().eval()
 
 

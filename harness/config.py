@@ -145,6 +145,11 @@ class RunConfig(BaseModel):
             return self.network
         return None if self.network == "mlp" else layerlist.read(self.network)
 
+    def with_layers(self) -> Self:
+        """A copy that holds the layer list itself where this one names a file."""
+        layers = self.layers()
+        return self if layers is None else self.replace(network=layers)
+
     def json_text(self) -> str:
         """The typed value as JSON text, keys in the order of the table; `from_json` reads it back."""
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"

@@ -184,7 +184,7 @@ def _read_idx(name: str, source: Source, root: Path) -> tuple[dict[str, str], tu
         if file.endswith(".gz"):  # the archive is the one with a published digest: the file must be what it holds
             _checked(folder / file, digest, name)
             with gzip.open(folder / file) as archive:
-                digest = hashlib.file_digest(archive, "sha256").hexdigest()  # type: ignore[arg-type]
+                digest = hashlib.file_digest(archive, "sha256").hexdigest()
         found[path.name] = _checked(path, digest, name)
     idx = _torchvision().mnist
     train, test = (
@@ -216,8 +216,8 @@ def _download(name: str, source: Source, root: Path) -> None:
         with FileLock(root / f".{name}.lock"), _socket_timeout(DOWNLOAD_SECONDS), redirect_stdout(sys.stderr):
             getattr(_torchvision(), source.torchvision)(root, download=True)
     except Exception as error:  # torchvision lets through whatever the network, the archive and the disk raise
-        reason = " ".join(str(error).split())
-        raise DataError(f"dataset={name}: not in {root}, and the download failed: {reason[:300]}") from None
+        reason = str(error).strip().split("\n")[-1].strip("<>")[:200]  # torchvision ends with the last mirror's
+        raise DataError(f"dataset={name}: not in {root}, and the download failed: {reason}") from None
 
 
 @contextmanager

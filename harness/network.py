@@ -83,7 +83,10 @@ class Network:
     def zeros(cls, arch: Architecture, lanes: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Network:
         """Lanes without weights, to be loaded."""
         parameters, buffers = Rows.of(arch, "parameters").size, Rows.of(arch, "buffers").size
-        return cls(arch, *(torch.zeros(lanes, size, device=device, dtype=dtype) for size in (parameters, parameters, buffers)))
+        weights, gradients, kept = (
+            torch.zeros(lanes, n, device=device, dtype=dtype) for n in (parameters, parameters, buffers)
+        )
+        return cls(arch, weights, gradients, kept)
 
     def lane(self, k: int) -> Network:
         """Lane k as a network of its own, on the same memory: what it computes is what it would compute alone."""

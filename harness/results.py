@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -52,3 +54,16 @@ def history_digest(records: Iterable[EpochRecord]) -> str:
         f"{record.epoch} {name} {record.curves[name].hex()}\n" for record in records for name in CURVES if name in record.curves
     )
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def history_csv(records: Sequence[EpochRecord]) -> str:
+    """One row an epoch, one column a metric, in the store's names; numbers to their last bit."""
+    rows = [{"epoch": record.epoch, **record.metrics()} for record in records]
+    columns = dict.fromkeys(
+        ["epoch", *(name for name in CURVES for row in rows if name in row), *(n for row in rows for n in row)]
+    )
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()

@@ -128,7 +128,7 @@ class Stack:
         layout, names = Rows.of(self.arch, "parameters"), OPTIMIZERS[self.configs[0].optimizer].moments
         return {name: layout.state(row) for name, row in zip(names, self.rows[lane].moments, strict=True)}
 
-    def restore(self, lane: int, epoch: int, steps: int, state: State, moments: dict[str, State]) -> None:
+    def restore(self, lane: int, epoch: int, steps: int, state: State, moments: Mapping[str, State]) -> None:
         """Put a lane back where `epoch`, `steps`, `network.state(lane)` and `moments(lane)` were taken."""
         self.network.load(lane, state)
         layout, names = Rows.of(self.arch, "parameters"), OPTIMIZERS[self.configs[0].optimizer].moments

@@ -1,0 +1,281 @@
+"""The only module that speaks to MLflow: it opens the store, writes a run and finds its files again."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from filelock import FileLock, Timeout
+
+from harness.errors import InputError, StoreError
+from harness.results import EpochRecord
+
+# MLflow reads these at each call: a dead server is given up in seconds, not after four minutes
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.utils.file_utils import local_file_uri_to_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor, nn
+
+EXPERIMENT = "harness"  # of single runs
+UI = "http://127.0.0.1:5000"
+
+for _name in ("mlflow", "alembic"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+
+def store_uri() -> str:
+    """MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` of the working directory; the path of a sqlite store made absolute."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    path = uri.removeprefix("sqlite:///")
+    return uri if path == uri else f"sqlite:///{Path(path).absolute()}"
+
+
+class Store:
+    """An open tracking store. Raises StoreError, in one line, when it cannot be reached or written."""
+
+    def __init__(self, uri: str | None = None) -> None:
+        self.uri = uri or store_uri()
+        with _refused(self.uri), self._alone():
+            self.client = MlflowClient(self.uri)
+            self.client.search_experiments(max_results=1)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where a sqlite store lies; None for a server."""
+        path = self.uri.removeprefix("sqlite:///")
+        return None if path == self.uri else Path(path).parent
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One process at a time: a fresh sqlite store that three open at once is destroyed."""
+        if self.folder is None:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self.uri.removeprefix('sqlite:///')}.lock", timeout=60):
+            yield
+
+    def experiment(self, name: str) -> str:
+        """The id of an experiment, created if need be; its artifacts lie beside a sqlite store, wherever a run starts."""
+        with _refused(self.uri), self._alone():
+            if found := self.client.get_experiment_by_name(name):
+                return str(found.experiment_id)
+            place = None if self.folder is None else (self.folder / "mlruns" / name).as_uri()
+            return self.client.create_experiment(name, artifact_location=place)
+
+    def create(self, experiment: str, name: str) -> RunLog:
+        """A new run, RUNNING, in an experiment."""
+        with _refused(self.uri):
+            tags = {"mlflow.user": _user(), "mlflow.source.name": "harness train", "mlflow.source.type": "LOCAL"}
+            return RunLog(self, self.client.create_run(self.experiment(experiment), run_name=name, tags=tags))
+
+    def adopt(self, run_id: str, name: str) -> RunLog:
+        """The run that `mlflow run` has begun. Raises InputError when it is not in this store, or already holds a run."""
+        run = self.get(run_id)
+        if "config_digest" in run.data.tags:
+            raise InputError(f"MLFLOW_RUN_ID={run_id} already holds a trained run; unset it to start another")
+        self.client.update_run(run_id, name=name)
+        return RunLog(self, run)
+
+    def resume(self, run_id: str) -> RunLog:
+        """An unfinished run, RUNNING again. Raises InputError when there is none to go on with."""
+        run = self.get(run_id)
+        if "config_digest" not in run.data.tags:
+            raise InputError(f"run {run_id} is no harness run that had begun; start it afresh")
+        if run.info.status == "FINISHED":
+            raise InputError(f"run {run_id} is FINISHED; there is nothing to resume")
+        log = RunLog(self, run)
+        log.logged = {(key, metric.step) for key in run.data.metrics for metric in self.client.get_metric_history(run_id, key)}
+        self.client.update_run(run_id, status="RUNNING")
+        return log
+
+    def get(self, run_id: str) -> Run:
+        """A run by its id. Raises InputError when the store has none."""
+        try:
+            return self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise StoreError(f"store {self.uri}: {_line(error)}") from None
+            raise InputError(
+                f"run {run_id!r} is not in the store {self.uri}; "
+                f"set MLFLOW_TRACKING_URI to the store that has it (a relative sqlite path means another file in every folder)"
+            ) from None
+
+    def fetch(self, run_id: str, artifact: str, into: str) -> Path:
+        """A local copy of one file of a run. Raises InputError when the run has no such file."""
+        run = self.get(run_id)
+        if (root := _local(run)) is not None and (root / artifact).is_file():
+            return root / artifact
+        try:
+            return Path(self.client.download_artifacts(run_id, artifact, into))
+        except (MlflowException, OSError) as error:
+            raise InputError(f"run {run_id} has no artifact {artifact}: {_line(error)}") from None
+
+
+@dataclass
+class RunLog:
+    """Writes one run. Metric rows that the store has already are not written twice."""
+
+    store: Store
+    run: Run
+    logged: set[tuple[str, int]] = field(default_factory=set)  # (key, step)
+
+    @property
+    def id(self) -> str:
+        return str(self.run.info.run_id)
+
+    def params(self, params: Mapping[str, str]) -> None:
+        """Log params that are absent: `mlflow run` has logged its own spelling, and params cannot change."""
+        absent = [Param(key, value[:6000]) for key, value in params.items() if key not in self.run.data.params]
+        self.store.client.log_batch(self.id, params=absent)
+
+    def tags(self, tags: Mapping[str, object]) -> None:
+        """Set tags, as text."""
+        self.store.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+
+    def metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log metrics of one step in one call."""
+        now = int(time.time() * 1000)
+        rows = [Metric(key, value, now, step) for key, value in metrics.items() if (key, step) not in self.logged]
+        self.store.client.log_batch(self.id, metrics=rows)
+        self.logged |= {(row.key, row.step) for row in rows}
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Log all metrics of one epoch."""
+        self.metrics(record.metrics(), record.epoch)
+
+    def dataset(self, name: str, context: str, digest: str, samples: int, files: Mapping[str, str]) -> None:
+        """Log a dataset as an input, with our SHA-256 (MLflow keeps 36 characters of a digest, its source the rest)."""
+        source = json.dumps({"sha256": digest, "files": dict(files)})
+        profile = json.dumps({"samples": samples, "sha256": digest})
+        entity = Dataset(f"{name}-{context}", digest[:36], "harness", source, profile=profile)
+        inputs = [DatasetInput(entity, [InputTag("mlflow.data.context", context)])]
+        self.store.client.log_inputs(self.id, datasets=inputs)
+
+    def file(self, artifact: str, write: Callable[[Path], object]) -> None:
+        """Let `write(path)` make an artifact: in its place where artifacts are local, else beside and then uploaded."""
+        if (root := _local(self.run)) is not None:
+            (root / artifact).parent.mkdir(parents=True, exist_ok=True)
+            write(root / artifact)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(artifact).name
+            write(path)
+            self.store.client.log_artifact(self.id, str(path), str(Path(artifact).parent).removeprefix("."))
+
+    def text(self, artifact: str, content: str) -> None:
+        """Write a text artifact."""
+        self.file(artifact, lambda path: path.write_text(content, encoding="utf-8"))
+
+    def figure(self, artifact: str, figure: Figure) -> None:
+        """Write a figure as PNG."""
+        self.file(artifact, lambda path: figure.savefig(path, dpi=150, format="png"))
+
+    def model(self, module: nn.Module, inputs: Tensor, step: int) -> None:
+        """Log a torch module as `model`, in the pt2 format: a traced graph and its weights, without pickle."""
+        import mlflow.pytorch
+        from mlflow.models import Model, infer_signature
+
+        logits = module(inputs).detach().numpy()
+        with _tracking_uri(self.store.uri):
+            Model.log(
+                None,
+                flavor=mlflow.pytorch,
+                name="model",
+                run_id=self.id,
+                step=step,
+                pytorch_model=module,
+                input_example=inputs.numpy(),
+                signature=infer_signature(inputs.numpy(), logits),
+                pip_requirements=[f"torch=={version('torch').partition('+')[0]}"],
+                serialization_format="pt2",
+            )
+
+    def finish(self, status: str) -> None:
+        """End the run: FINISHED, FAILED or KILLED."""
+        self.store.client.set_terminated(self.id, status)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold this run: a second process that would train it is refused, until this one ends or dies."""
+        lock = FileLock(Path(tempfile.gettempdir()) / f"harness-{self.id}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(f"run {self.id} is being trained by another process") from None
+        try:
+            yield
+        finally:
+            lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+    @property
+    def page(self) -> str:
+        """Where `mlflow ui` shows this run."""
+        return f"{UI}/#/experiments/{self.run.info.experiment_id}/runs/{self.id}"
+
+    @property
+    def chart(self) -> str:
+        """Where `mlflow ui` shows this run beside the others of its study."""
+        search = quote(f"tags.study='{EXPERIMENT}'", safe="'.")
+        query = f"workflowType=machine_learning&compareRunsMode=CHART&searchFilter={search}"
+        return f"{UI}/#/experiments/{self.run.info.experiment_id}/runs?{query}"
+
+
+def _local(run: Run) -> Path | None:
+    """The folder of a run's artifacts where it is on this machine's disk."""
+    uri = str(run.info.artifact_uri)
+    return Path(local_file_uri_to_path(uri)) if uri.startswith(("file:", "/")) else None
+
+
+@contextmanager
+def _tracking_uri(uri: str) -> Iterator[None]:
+    """MLflow's models are logged to its process-wide store; set it, and put back what was there."""
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _refused(uri: str) -> Iterator[None]:
+    """Turn whatever MLflow, SQLAlchemy and the disk raise for an unusable store into one line."""
+    try:
+        yield
+    except (InputError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise StoreError(f"store {uri} cannot be opened or written: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    """The first line of a message, without what follows it."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without a passwd entry
+        return "unknown"
