@@ -36,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _say("interrupted", err=True)
         sys.exit(INTERRUPTED)
     except click.NoSuchOption as error:
-        _fail(InputError(refusal("parameter", error.option_name, [f"--{name.replace('_', '-')}" for name in FIELDS])))
+        _fail(InputError(refusal("parameter", error.option_name, [f"--{_dashes(name)}" for name in FIELDS])))
+    except click.exceptions.NoArgsIsHelpError as error:
+        _say(error.format_message())
+        sys.exit(BAD_INPUT)
     except click.UsageError as error:
         _fail(InputError(error.format_message()))
     except HarnessError as error:
@@ -48,16 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parameters(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command one option for every field of RunConfig, as --hidden-dim and as --hidden_dim."""
+    """Give a command one option for every field of RunConfig."""
     for name, about in reversed(FIELDS.items()):
-        spellings = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
         takes = f" ({allowed(name)})" if name in CHOICES else ""
         text = f"{about.description}{takes}  [{RunConfig().text()[name]}]"
-        command = click.option(*spellings, name, metavar="", help=text)(command)
+        command = click.option(f"--{_dashes(name)}", name, metavar="", help=text)(command)
     return command
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def _dashes(name: str) -> str:
+    return name.replace("_", "-")  # `mlflow run -P hidden_dim=64` passes unknown names on as they are
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "token_normalize_func": _dashes}
+)
 @click.version_option(package_name="harness")
 def cli() -> None:
     """Train small networks so that every number can be had again; all of it goes to MLflow.

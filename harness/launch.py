@@ -252,8 +252,8 @@ def describe(plan: Plan, result: RunResult) -> str:
         f"**{plan.asked.condition}**, seed {config.seed}: {network}, {plan.arch.parameters:,} parameters, "
         f"{config.optimizer} at lr {config.lr:g}, batch {config.batch_size}, {config.epochs} epochs of {data.name} "
         f"({len(data.train):,} training and {len(data.test):,} test samples).",
-        f"**Out came** {outcome}test loss {final['final/test_loss']:.4f} nats, test accuracy "
-        f"{final['final/test_accuracy']:.4f} (train {final['final/train_loss']:.4f}, {final['final/train_accuracy']:.4f}); one seed.",
+        f"**Out came** {outcome}test loss {final['final/test_loss']:.4f} nats, accuracy {final['final/test_accuracy']:.4f}; "
+        f"train loss {final['final/train_loss']:.4f}, accuracy {final['final/train_accuracy']:.4f}; one seed.",
         f"**Bits**: weights `{result.state_digest[:16]}`, curves `{result.history_digest[:16]}`.",
         f"**Again**: `{shlex.join(['harness', 'train', *parts])}`",
     ]

@@ -271,7 +271,7 @@ def _refused(uri: str) -> Iterator[None]:
 
 def _line(error: BaseException) -> str:
     """The first line of a message, without what follows it."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def _user() -> str:

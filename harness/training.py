@@ -152,7 +152,7 @@ def check(arch: Architecture, config: RunConfig, data: Data) -> None:
     pixels, (learned, held_out) = data.train.images.shape[1], map(len, subsets(config, len(data.train)))
     for name, given, wanted in (("input_size", arch.input_size, pixels), ("num_classes", arch.num_classes, data.num_classes)):
         if given != wanted:
-            raise InputError(refusal(f"{name} of the layer list", given, f"{wanted}, as {data.name} has it"))
+            raise InputError(refusal(f"layer list {name}", given, f"{wanted}, as {data.name} has it"))
     if config.validation and not (held_out and learned):
         text = f"a share that leaves {data.name}'s {len(data.train)} training samples on both sides"
         raise InputError(refusal("validation", config.validation, text))

@@ -22,7 +22,7 @@ from harness.seeding import stream
 from harness.training import exact_arithmetic
 
 NORM_ROWS = [name for name, norm in NORMS.items() if norm is not None]
-BATCH_NORMS = [name for name in NORM_ROWS if name.startswith("batchnorm")]
+BATCH_NORMS = [name for name in NORM_ROWS if NORMS[name].needs_two_samples]
 LAYER_NORMS = [name for name in NORM_ROWS if name.startswith("layernorm")]
 # odd and even, below and above a vector, a last dimension of one, one sample
 SHAPES = [(37, 50), (3, 7), (1, 33), (5, 1), (33, 31), (32, 128), (2, 1000)]
@@ -347,7 +347,15 @@ def test_optimizer_of_a_lane_has_the_bits_that_it_has_alone(name: str, weight_de
         weights[:, :size] = draw(3, size, dtype=torch.float32)
         flat = [torch.zeros_like(weights) for _ in range(1 + len(OPTIMIZERS[name].moments))]
         rows = [
-            Row(weights[k], flat[0][k], tuple(m[k] for m in flat[1:]), torch.zeros(()), torch.zeros_like(weights[0]), 0.1, weight_decay)
+            Row(
+                weights[k],
+                flat[0][k],
+                tuple(m[k] for m in flat[1:]),
+                torch.zeros(()),
+                torch.zeros_like(weights[0]),
+                0.1,
+                weight_decay,
+            )
             for k in range(3)
         ]
         alone = [row_of(weights[k].clone(), name, 0.1, weight_decay) for k in range(3)]
@@ -427,9 +435,9 @@ def test_orthogonal_rows_or_columns_are_orthonormal(out: int, fan_in: int) -> No
 def test_orthogonal_is_uniform_in_sign() -> None:
     signs = [INITS["orthogonal"].weight(2, 2, stream(seed, "init", 1)) > 0 for seed in range(400)]
     assert np.mean(signs, 0) == pytest.approx(np.full((2, 2), 0.5), abs=0.125)  # 5 sigma
-    assert np.mean([np.linalg.det(INITS["orthogonal"].weight(2, 2, stream(s, "init", 1))) > 0 for s in range(400)]) == pytest.approx(
-        0.5, abs=0.125
-    )
+    assert np.mean(
+        [np.linalg.det(INITS["orthogonal"].weight(2, 2, stream(s, "init", 1))) > 0 for s in range(400)]
+    ) == pytest.approx(0.5, abs=0.125)
 
 
 def test_torch_init_fills_its_bounds_and_leaves_norms() -> None:
