@@ -129,7 +129,7 @@ def as_module(arch: Architecture, state: Mapping[str, Tensor], steps: int = 0) -
     """The network as a torch module in eval mode, with these weights after so many steps."""
     module = empty_module(arch)
     counted = {name: torch.tensor(steps) for name in module.state_dict() if name.endswith("num_batches_tracked")}
-    module.load_state_dict({**counted, **state}, assign=True)
+    module.load_state_dict({name: tensor.clone() for name, tensor in {**counted, **state}.items()}, assign=True)
     return module.requires_grad_().eval()
 
 

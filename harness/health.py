@@ -1,6 +1,7 @@
 """The health of hidden layers on a fixed probe batch: do activations live, and does gradient reach the weights?
 
-A hidden layer is a linear layer but the last, with what follows it up to the next; its output is that of its activation.
+A hidden layer is a linear layer but the last, with what follows it up to the next; its output is that of its last activation
+(of its last norm, or its own, where it has none).
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def _hidden(network: Network, batch: int) -> Iterator[Found]:
     sites: list[tuple[Any, SimpleNamespace]] = network.sites(batch)
     starts = [i for i, (layer, _) in enumerate(sites) if isinstance(layer, Linear)]
     for number, (start, end) in enumerate(pairwise(starts), 1):
-        activation = next(((layer, at) for layer, at in sites[start:end] if isinstance(layer, Activation)), None)
-        norm = next((at for _, at in sites[start + 1 : end] if hasattr(at, "weight")), sites[start][1])
+        block = sites[start:end][::-1]  # from the output back
+        activation = next(((layer, at) for layer, at in block if isinstance(layer, Activation)), None)
+        norm = next(at for _, at in block if hasattr(at, "weight"))  # the linear itself, where there is none
         yield f"hidden{number}", sites[start][1], activation, activation[1].h[0] if activation else norm.y[0]

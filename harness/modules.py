@@ -32,6 +32,8 @@ class BatchNorm1d(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         if inputs.dim() != 2:
             raise ValueError(f"expected 2D input (got {inputs.dim()}D input)")
+        if self.training and len(inputs) < 2:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {inputs.size()}")
         if inputs.shape[1] != self.num_features:
             raise RuntimeError(f"expected {self.num_features} features, got {inputs.shape[1]}")
         mean, var = self._statistics(inputs) if self.training else (self.running_mean, self.running_var)
@@ -40,8 +42,6 @@ class BatchNorm1d(nn.Module):
     def _statistics(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of the batch, (features,) each; moves the running ones."""
         batch = len(inputs)
-        if batch < 2:
-            raise ValueError(f"Expected more than 1 value per channel when training, got input size {inputs.size()}")
         mean = inputs.mean(0)
         var = (inputs - mean).square().mean(0)
         with torch.no_grad():

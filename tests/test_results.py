@@ -103,6 +103,10 @@ def test_digest_sees_epochs_and_names(other: list[EpochRecord]) -> None:
     assert history_digest(other) != history_digest(history())
 
 
+def test_digest_sees_which_curve_a_number_belongs_to() -> None:
+    assert len({history_digest([EpochRecord(1, {name: 0.5})]) for name in CURVES}) == len(CURVES)
+
+
 def test_digest_tells_infinities_and_nan_apart() -> None:
     assert len({history_digest([EpochRecord(1, {"test/loss": value})]) for value in (NAN, INF, -INF, 0.0, 1e308)}) == 5
 

@@ -41,6 +41,18 @@ class Layer(Protocol):
         ...
 
 
+def matmul(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a b (+ bias) for each lane, written to `out`: (lanes, n, m) times (lanes, m, p).
+
+    Where a dimension is 1, BLAS takes matrix-vector kernels that differ with the number of lanes: then one lane at a time.
+    """
+    if 1 in (a.shape[1], a.shape[2], b.shape[2]) and len(a) > 1:
+        for k in range(len(a)):
+            matmul(a[k : k + 1], b[k : k + 1], out[k : k + 1], None if bias is None else bias[k : k + 1])
+        return out
+    return torch.bmm(a, b, out=out) if bias is None else torch.baddbmm(bias, a, b, out=out)
+
+
 @dataclass(frozen=True)
 class Linear:
     """y = x W + b; dW = x' dy, db = sum(dy), dx = dy W'. W is (in, out), so that x W reads it along its rows."""
@@ -62,12 +74,12 @@ class Linear:
 
     def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor:
         at.x = x
-        return torch.baddbmm(at.bias, x, at.weight, out=at.y)
+        return matmul(x, at.weight, at.y, at.bias)
 
     def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor:
-        torch.bmm(at.x.mT, dy, out=at.d_weight)
+        matmul(at.x.mT, dy, at.d_weight)
         torch.sum(dy, 1, keepdim=True, out=at.d_bias)
-        return at.dx if self.first else torch.bmm(dy, at.weight.mT, out=at.dx)
+        return at.dx if self.first else matmul(dy, at.weight.mT, at.dx)
 
 
 @dataclass(frozen=True)

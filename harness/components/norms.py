@@ -6,9 +6,10 @@ out, as does `rmsnorm`. All use biased variances and eps = 1e-5.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class BatchNormScratch:
 
     eps: float = 1e-5
     momentum: float = 0.1
-    needs_two_samples = True  # one sample has no variance
+    needs_two_samples: ClassVar[bool] = True  # one sample has no variance
 
     def module(self, features: int) -> nn.Module:
         return BatchNorm1d(features, self.eps, self.momentum)
@@ -76,7 +77,7 @@ class LayerNormScratch:
     """y = weight (x - mean) / sqrt(var + eps) + bias, mean and var over the features.  Ba et al. 2016, arXiv:1607.06450."""
 
     eps: float = 1e-5
-    needs_two_samples = False
+    needs_two_samples: ClassVar[bool] = False
 
     def module(self, features: int) -> nn.Module:
         return LayerNorm1d(features, self.eps)
@@ -113,7 +114,7 @@ class RMSNorm:
     """y = weight x / sqrt(mean(x^2) + eps), the mean over the features.  Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4."""
 
     eps: float = 1e-5
-    needs_two_samples = False
+    needs_two_samples: ClassVar[bool] = False
 
     def module(self, features: int) -> nn.Module:
         return nn.RMSNorm(features, self.eps)
@@ -196,7 +197,65 @@ class LayerNorm(LayerNormScratch):
         return at.dx
 
 
-Norm = BatchNormScratch | LayerNormScratch | RMSNorm
+@dataclass(frozen=True)
+class ByAutograd:
+    """Any torch module on (batch, features) whose state is its parameters, as a norm; its gradient is autograd's.
+
+    Slower than a formula with its gradient, and as right: a row of the table is then one line.
+    """
+
+    make: Callable[[int], nn.Module]
+    needs_two_samples: ClassVar[bool] = False
+
+    def module(self, features: int) -> nn.Module:
+        return self.make(features)
+
+    def parameters(self, features: int) -> Shapes:
+        with torch.device("meta"):
+            return {name: tuple(value.shape) for name, value in self.make(features).named_parameters()}
+
+    def buffers(self, features: int) -> Shapes:
+        return {}
+
+    def scratch(self, batch: int, features: int) -> Shapes:
+        return {"y": (batch, features), "dx": (batch, features)}
+
+    def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor:
+        names, at.graphs = list(self.parameters(x.shape[2])), []
+        with torch.device("meta"):
+            module = self.make(x.shape[2])
+        with torch.enable_grad():
+            for k in range(len(x)):
+                inputs = [t.detach().requires_grad_() for t in (x[k], *(getattr(at, name)[k, 0] for name in names))]
+                y = torch.func.functional_call(module, dict(zip(names, inputs[1:], strict=True)), (inputs[0],))
+                at.graphs.append((y, inputs))
+                at.y[k].copy_(y.detach())
+        return at.y
+
+    def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor:
+        places = [at.dx[:, None], *(getattr(at, f"d_{name}") for name in self.parameters(dy.shape[2]))]
+        for k, (y, inputs) in enumerate(at.graphs):
+            for place, gradient in zip(places, torch.autograd.grad(y, inputs, dy[k]), strict=True):
+                place[k, 0].copy_(gradient)
+        return at.dx
+
+
+class Norm(Protocol):
+    """A components.layers.Layer that also knows torch's module of it, and whether it can train on a single sample."""
+
+    needs_two_samples: ClassVar[bool]
+
+    def module(self, features: int) -> nn.Module:
+        """The same norm as torch has it, for people and for tests to compare with."""
+        ...
+
+    def parameters(self, features: int) -> Shapes: ...
+    def buffers(self, features: int) -> Shapes: ...
+    def scratch(self, batch: int, features: int) -> Shapes: ...
+    def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor: ...
+    def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor: ...
+
+
 NORMS: Mapping[str, Norm | None] = {
     "none": None,
     "batchnorm": BatchNorm(),  # Ioffe & Szegedy 2015, arXiv:1502.03167

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -79,7 +79,14 @@ class Adam:
         )  # fmt: skip
 
 
-Optimizer = SGD | RMSprop | Adam
+class Optimizer(Protocol):
+    """The names of the vectors that it keeps between steps, and the step."""
+
+    @property
+    def moments(self) -> tuple[str, ...]: ...
+    def step(self, row: Row) -> None: ...
+
+
 OPTIMIZERS: Mapping[str, Optimizer] = {
     "sgd": SGD(),  # Robbins & Monro 1951
     "momentum": SGD(momentum=0.9),  # Polyak 1964
