@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from harness import layerlist
 from harness.errors import InputError, refusal
@@ -70,7 +70,7 @@ def _network(value: object) -> object:
 # le: spawn keys, epochs and sizes beyond these bounds are typing errors, and none of them would ever finish
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=10**9)]
 Natural = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=2**63 - 1)]
-Real = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Real = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False), AfterValidator(lambda x: x + 0.0)]  # no -0
 
 
 def _field(default: Any, about: str, allowed: str = "", **bounds: Any) -> Any:
@@ -89,14 +89,16 @@ class RunConfig(BaseModel):
     act: str = _field("tanh", "activation of the hidden layer")
     norm: str = _field("none", "normalization before the activation")
     optimizer: str = _field("sgd", "update rule")
-    seed: Natural = _field(0, "root of every stream of randomness", "a whole number from 0")
+    seed: Natural = _field(0, "root of every stream of randomness", "a whole number from 0 to 9223372036854775807")
     lr: Real = _field(0.01, "learning rate", "a finite number above 0", gt=0)
     weight_decay: Real = _field(0.0, "L2 penalty; decoupled for adamw", "a finite number from 0", ge=0)
     dropout: Real = _field(0.0, "share of hidden features zeroed", "a number from 0 up to, not including, 1", ge=0, lt=1)
     epochs: Count = _field(10, "passes over the training set", "a whole number from 1 to 1000000000")
     batch_size: Count = _field(32, "samples a step", "a whole number from 1 to 1000000000")
     hidden_dim: Count = _field(128, "width of the hidden layer", "a whole number from 1 to 1000000", le=10**6)
-    max_batches: Natural = _field(0, "minibatches an epoch, train and test alike; 0 = all", "a whole number from 0")
+    max_batches: Natural = _field(
+        0, "minibatches an epoch, train and test alike; 0 = all", "a whole number from 0 to 9223372036854775807"
+    )
     network: str | LayerList = _field("mlp", "mlp, or the path of a JSON layer list")
     dataset: str = _field("auto", "what to learn; auto = mnist, else mnist_5k")
     normalize: str = _field("unit", "pixels in [0,1], or standardized")
@@ -104,13 +106,16 @@ class RunConfig(BaseModel):
     device: str = _field("cpu", "where to train")
     data_dir: str = _field("~/.cache/harness/data", "torchvision root of the data files")
 
-    def __init__(self, **values: Any) -> None:
-        values = {name: _network(value) if name == "network" else value for name, value in values.items()}
+    def __init__(self, /, **values: Any) -> None:
         for name in values:
             if name not in FIELDS:
                 raise InputError(refusal("parameter", name, FIELDS))
+        if "network" in values:
+            values["network"] = _network(values["network"])
+        if isinstance(values.get("data_dir"), Path):
+            values["data_dir"] = str(values["data_dir"])
         for name in CHOICES:
-            if name in values and values[name] not in choices(name):
+            if name in values and not (isinstance(values[name], str) and values[name] in choices(name)):
                 raise InputError(refusal(name, values[name], choices(name)))
         try:
             super().__init__(**values)
@@ -159,8 +164,10 @@ class RunConfig(BaseModel):
         """The config that `json_text` wrote. Raises InputError when the text is not one."""
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"config.json is not JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise InputError("config.json is not an object of parameters")
         return cls(**values)
 
     @property
@@ -201,5 +208,5 @@ def slug(text: str) -> str:
 def _text(value: object) -> str:
     """One spelling for each value: 0.1, 1e-05, 0 (never 0.0), canonical JSON for a layer list."""
     if isinstance(value, float):
-        return repr(value).removesuffix(".0")
+        return repr(value).removesuffix(".0").replace("e+", "e")  # a tag has no plus sign
     return value.text() if isinstance(value, LayerList) else str(value)

