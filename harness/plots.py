@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from harness.results import EpochRecord
 
@@ -32,21 +33,23 @@ def history(records: Sequence[EpochRecord], title: str) -> Figure:
     losses = [value for r in records for name, value in r.curves.items() if name.endswith("/loss")]
     if all(np.isfinite(value) and value > 0 for value in losses):
         axes[0].set_yscale("log")
+        axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes[0].yaxis.set_major_formatter("{x:g}")
+        axes[0].yaxis.set_minor_locator(NullLocator())
     figure.suptitle(title)
     return figure
 
 
 def activations(start: Mapping[str, Histogram], end: Mapping[str, Histogram], title: str) -> Figure:
-    """Histograms of each hidden layer's outputs on the probe batch, before and after training; shares on a log scale."""
+    """Histograms of each hidden layer's outputs on the probe batch, before and after training, on the same axes."""
     figure = Figure(figsize=(9, 2.9 * max(len(start), 1) + 0.7), layout="constrained")
-    grid = figure.subplots(max(len(start), 1), 2, squeeze=False)
+    grid = figure.subplots(max(len(start), 1), 2, squeeze=False, sharex="row", sharey="row")
     for row, layer in zip(grid, start, strict=False):
         for ax, (shares, edges), when, colour in zip(
             row, (start[layer], end[layer]), ("before training", "after training"), ("#999999", "#0072B2"), strict=True
         ):
             ax.stairs(shares, edges, fill=True, color=colour)
-            ax.set(title=f"{layer}, {when}", xlabel="output of the layer", ylabel="share of outputs")
-            if shares.any():
-                ax.set_yscale("log")
+            ax.set(title=f"{layer}, {when}", xlabel="output of the layer", ylabel="share of outputs, a bin")
+            ax.label_outer(remove_inner_ticks=False)
     figure.suptitle(title)
     return figure

@@ -25,10 +25,10 @@ from harness.results import EpochRecord
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
-import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model, infer_signature
 from mlflow.utils.file_utils import local_file_uri_to_path
 
 if TYPE_CHECKING:
@@ -191,24 +191,30 @@ class RunLog:
         self.file(artifact, lambda path: figure.savefig(path, dpi=150, format="png"))
 
     def model(self, module: nn.Module, inputs: Tensor, step: int) -> None:
-        """Log a torch module as `model`, in the pt2 format: a traced graph and its weights, without pickle."""
-        import mlflow.pytorch
-        from mlflow.models import Model, infer_signature
+        """Log a torch module as `model`, in the pt2 format: a traced graph and its weights, without pickle.
 
-        logits = module(inputs).detach().numpy()
-        with _tracking_uri(self.store.uri):
-            Model.log(
-                None,
-                flavor=mlflow.pytorch,
-                name="model",
-                run_id=self.id,
-                step=step,
-                pytorch_model=module,
+        The same files go to a logged model of the experiment, where MLflow keeps models, and to the run's own artifacts,
+        where people look for them.
+        """
+        import mlflow.pytorch
+
+        client, experiment = self.store.client, self.run.info.experiment_id
+        logged = client.create_logged_model(experiment, "model", source_run_id=self.id)
+        with tempfile.TemporaryDirectory() as folder:
+            place = f"{folder}/model"
+            mlflow.pytorch.save_model(
+                module,
+                place,
+                mlflow_model=Model("model", run_id=self.id, model_id=logged.model_id),
+                signature=infer_signature(inputs.numpy(), module(inputs).detach().numpy()),
                 input_example=inputs.numpy(),
-                signature=infer_signature(inputs.numpy(), logits),
                 pip_requirements=[f"torch=={version('torch').partition('+')[0]}"],
                 serialization_format="pt2",
             )
+            client.log_model_artifacts(logged.model_id, place)
+            client.log_artifacts(self.id, place, "model")
+        client.finalize_logged_model(logged.model_id, "READY")
+        client.log_outputs(self.id, [LoggedModelOutput(logged.model_id, step)])
 
     def finish(self, status: str) -> None:
         """End the run: FINISHED, FAILED or KILLED."""
@@ -245,17 +251,6 @@ def _local(run: Run) -> Path | None:
     """The folder of a run's artifacts where it is on this machine's disk."""
     uri = str(run.info.artifact_uri)
     return Path(local_file_uri_to_path(uri)) if uri.startswith(("file:", "/")) else None
-
-
-@contextmanager
-def _tracking_uri(uri: str) -> Iterator[None]:
-    """MLflow's models are logged to its process-wide store; set it, and put back what was there."""
-    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -140,12 +140,6 @@ def test_weights_that_are_no_numbers_survive(tmp_path: Path) -> None:
     assert_equal(Checkpoint.load(tmp_path / "x.safetensors"), before)
 
 
-def test_saving_twice_writes_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        a_checkpoint(CONFIGS["batchnorm adam"]).save(tmp_path / name)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
 def test_file_is_plain_safetensors_with_json_beside(written: bytes, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(written)
     with safe_open(tmp_path / "x", "pt") as file:
@@ -174,8 +168,6 @@ def test_any_flipped_bit_is_noticed(written: bytes, tmp_path: Path) -> None:
     for position in sorted(positions):
         damaged = bytearray(written)
         damaged[position] ^= 1 << rng.randrange(8)
-        if position < header and says_the_same(bytes(damaged), written):
-            continue
         refused(bytes(damaged), tmp_path)
 
 

@@ -1,0 +1,64 @@
+"""`mlflow run .` for real: in the environment at hand, and in one that MLflow builds from conda.yaml."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+MLFLOW = Path(sys.executable).parent / "mlflow"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project, so that stores and environments are its own."""
+    copy = tmp_path_factory.mktemp("project")
+    for name in ("harness", "experiments"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("MLproject", "conda.yaml"):
+        shutil.copy(ROOT / name, copy)
+    return copy
+
+
+def mlflow_run(project: Path, *arguments: str, timeout: float = 300) -> tuple[Run, str]:
+    """Run the project; returns the newest run of its store and what was printed."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    path = f"{MLFLOW.parent}{os.pathsep}{env['PATH']}"
+    env |= {"PATH": path, "MLFLOW_ENV_ROOT": str(project / "envs"), "HOME": str(project)}
+    if pyenv := os.environ.get("PYENV_ROOT") or next((str(p) for p in [Path.home() / ".pyenv"] if p.is_dir()), ""):
+        env["PYENV_ROOT"] = pyenv
+    command = [str(MLFLOW), "run", ".", "-P", "dataset=mnist_5k", *arguments]
+    done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    (run,) = client.search_runs(["0"], order_by=["attributes.start_time DESC"], max_results=1)
+    return run, done.stdout
+
+
+@pytest.mark.slow
+def test_the_same_command_gives_the_same_bits_in_any_environment(project: Path) -> None:
+    first, text = mlflow_run(project, "--env-manager", "local", "-P", "norm=layernorm")
+    assert first.info.status == "FINISHED"
+    assert first.info.run_id in text
+    assert first.info.run_name == "norm=layernorm dataset=mnist_5k-s0"
+    again, _ = mlflow_run(project, "--env-manager", "local", "-P", "norm=layernorm", "-P", "lr=1e-2")
+    built, _ = mlflow_run(project, "--env-manager", "virtualenv", "-P", "norm=layernorm", timeout=1200)
+    assert len({run.info.run_id for run in (first, again, built)}) == 3
+    for tag in ("config_digest", "data_digest", "state_digest", "history_digest"):
+        assert len({run.data.tags[tag] for run in (first, again, built)}) == 1, tag
+    assert again.data.params["lr"] == "1e-2"  # as asked; config.json has the number
+
+
+@pytest.mark.slow
+def test_bad_parameters_fail_the_run_in_one_line(project: Path) -> None:
+    with pytest.raises(AssertionError, match=r"norm='layernrm' is not allowed.*nearest: layernorm"):
+        mlflow_run(project, "--env-manager", "local", "-P", "norm=layernrm")
+    with pytest.raises(AssertionError, match=r"parameter='--nrm' is not allowed.*nearest: --norm"):
+        mlflow_run(project, "--env-manager", "local", "-P", "nrm=layernorm")
