@@ -19,7 +19,7 @@ from harness.errors import HarnessError, InputError, refusal
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from harness.launch import RunResult
+    from harness.recorder import RunResult
     from harness.results import EpochRecord
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130

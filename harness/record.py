@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 from git import InvalidGitRepositoryError, NoSuchPathError, Repo
 from git.exc import GitError
+
+from harness import seeding
+from harness.config import RunConfig
+from harness.data import Data
 
 SCHEMA = 1
 PACKAGES = ("torch", "torchvision", "numpy", "mlflow", "safetensors", "pandas", "mlxtend")
@@ -29,12 +31,15 @@ def git_commit(folder: Path = Path(__file__).parent) -> tuple[str, bool] | None:
         return None
 
 
-def as_json(facts: Mapping[str, Any]) -> str:
-    """`record.json`: the environment and `facts` of the run (digests, files)."""
+def as_json(config: RunConfig, data: Data, state_digest: str, history_digest: str) -> str:
+    """`record.json`: what a run was and came to, and under what it ran; the layout has a version, `schema`."""
     commit = git_commit()
     content = {
         "schema": SCHEMA,
-        **facts,
+        "config": config.model_dump(mode="json"),
+        "digests": {"config": config.digest, "data": data.digest, "state": state_digest, "history": history_digest},
+        "files": dict(data.files),
+        "streams": seeding.VERSION,
         "code": {"harness": version(), "commit": commit and commit[0], "dirty": commit and commit[1]},
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},

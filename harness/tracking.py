@@ -96,17 +96,9 @@ class Store:
         self.client.update_run(run_id, name=name)
         return RunLog(self, run)
 
-    def resume(self, run_id: str) -> RunLog:
-        """An unfinished run, RUNNING again. Raises InputError when there is none to go on with."""
-        run = self.get(run_id)
-        if "config_digest" not in run.data.tags:
-            raise InputError(f"run {run_id} is no harness run that had begun; start it afresh")
-        if run.info.status == "FINISHED":
-            raise InputError(f"run {run_id} is FINISHED; there is nothing to resume")
-        log = RunLog(self, run)
-        log.logged = {(key, metric.step) for key in run.data.metrics for metric in self.client.get_metric_history(run_id, key)}
-        self.client.update_run(run_id, status="RUNNING")
-        return log
+    def open(self, run_id: str) -> RunLog:
+        """A run that is there. Raises InputError when the store has none."""
+        return RunLog(self, self.get(run_id))
 
     def get(self, run_id: str) -> Run:
         """A run by its id. Raises InputError when the store has none."""
@@ -120,16 +112,6 @@ class Store:
                 f"set MLFLOW_TRACKING_URI to the store that has it (a relative sqlite path means another file in every folder)"
             ) from None
 
-    def fetch(self, run_id: str, artifact: str, into: str) -> Path:
-        """A local copy of one file of a run. Raises InputError when the run has no such file."""
-        run = self.get(run_id)
-        if (root := _local(run)) is not None and (root / artifact).is_file():
-            return root / artifact
-        try:
-            return Path(self.client.download_artifacts(run_id, artifact, into))
-        except (MlflowException, OSError) as error:
-            raise InputError(f"run {run_id} has no artifact {artifact}: {_line(error)}") from None
-
 
 @dataclass
 class RunLog:
@@ -142,6 +124,29 @@ class RunLog:
     @property
     def id(self) -> str:
         return str(self.run.info.run_id)
+
+    def check_unfinished(self) -> None:
+        """Raise InputError when there is nothing to go on with."""
+        if self.run.info.status == "FINISHED":
+            raise InputError(f"run {self.id} is FINISHED; there is nothing to resume")
+        if "config_digest" not in self.run.data.tags:
+            raise InputError(f"run {self.id} is no harness run that had begun; start it afresh")
+
+    def resume(self) -> None:
+        """Make the run RUNNING again, and learn which rows it has."""
+        keys = self.run.data.metrics
+        self.logged = {(key, row.step) for key in keys for row in self.store.client.get_metric_history(self.id, key)}
+        self.store.client.update_run(self.id, status="RUNNING")
+        self.tags({"attempt": int(self.run.data.tags.get("attempt", "1")) + 1})
+
+    def fetch(self, artifact: str, into: str) -> Path:
+        """A local copy of one file of the run. Raises InputError when it has no such file."""
+        if (root := _local(self.run)) is not None and (root / artifact).is_file():
+            return root / artifact
+        try:
+            return Path(self.store.client.download_artifacts(self.id, artifact, into))
+        except (MlflowException, OSError) as error:
+            raise InputError(f"run {self.id} has no artifact {artifact}: {_line(error)}") from None
 
     def params(self, params: Mapping[str, str]) -> None:
         """Log params that are absent: `mlflow run` has logged its own spelling, and params cannot change."""

@@ -32,8 +32,11 @@ from harness.launch import RunResult
 from harness.results import EpochRecord, history_digest
 from harness.training import subsets
 
-# mlflow 3.17 maps one of its tables with a strategy that sqlalchemy is going to drop
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
+# mlflow 3.17's own: a table mapped with a strategy that sqlalchemy is going to drop, a type hint in one of its classes
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 ASKED = RunConfig(

@@ -1,0 +1,175 @@
+"""Writes one run: what is known before training, each epoch with its checkpoints, and what is known at the end."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+
+from harness import health, plots, record, tracking
+from harness.architecture import as_module
+from harness.checkpoint import Checkpoint, state_digest
+from harness.config import RunConfig
+from harness.errors import CheckpointError
+from harness.plan import Plan
+from harness.results import EpochRecord, history_csv, history_digest
+from harness.tracking import RunLog
+from harness.training import Stack, evaluate
+
+LAST, BEST = "checkpoints/last.safetensors", "checkpoints/best.safetensors"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run that ended: what it was, what came out and where it lies."""
+
+    run_id: str
+    name: str
+    config: RunConfig  # resolved
+    history: Sequence[EpochRecord]
+    final: Mapping[str, float]  # "final/test_loss": ..., and best/test_accuracy
+    diverged: int | None  # the epoch
+    state_digest: str
+    history_digest: str
+    store: str
+    page: str  # of the run, under `mlflow ui`
+    chart: str  # of the run beside others
+
+
+@dataclass
+class Recorder:
+    """The writer of one lane's run; `history` has its epochs so far."""
+
+    log: RunLog
+    plan: Plan
+    probe: bool = True
+    history: list[EpochRecord] = field(default_factory=list)
+
+    @property
+    def chosen_by(self) -> str:
+        """The metric that makes a checkpoint the best one."""
+        return "val/loss" if self.plan.config.validation else "test/loss"
+
+    def begin(self) -> None:
+        """Record params, tags, data and the config that a resume reads."""
+        config, asked, data = self.plan.config, self.plan.asked, self.plan.data
+        factor, _, level = asked.condition.partition("=")
+        one_factor = {"factor": factor, "level": level} if asked.condition.count("=") == 1 else {}
+        commit = record.git_commit()
+        self.log.text("config.json", config.json_text())
+        self.log.params(asked.text())
+        for context, split in (("training", data.train), ("testing", data.test)):
+            self.log.dataset(data.name, context, data.digest, len(split), data.files)
+        self.log.tags(
+            {
+                "dataset": data.name,
+                "study": tracking.EXPERIMENT,
+                "variant": asked.condition,
+                "condition": asked.condition,
+                **one_factor,
+                "seed": config.seed,
+                "cell": self.plan.name,
+                "data_digest": data.digest,
+                "attempt": 1,
+                "parameters": self.plan.arch.parameters,
+                **({"mlflow.source.git.commit": commit[0]} if commit else {}),
+                "config_digest": config.digest,  # with this, the run is one that can be resumed
+            }
+        )
+
+    def restore(self, stack: Stack, lane: int, last: Checkpoint) -> None:
+        """Put a lane, and this history, where a checkpoint left them. Raises CheckpointError for another run's."""
+        if (last.config.digest, last.data_digest) != (self.plan.config.digest, self.plan.data.digest):
+            raise CheckpointError(f"{LAST} belongs to another config or other data")
+        stack.restore(lane, last.epoch, last.steps, last.state, last.moments)
+        self.history = list(last.history)
+        if self.history[-1].diverged(self.plan.data.num_classes):
+            stack.diverged.add(lane)
+
+    def epoch(self, stack: Stack, lane: int, done: EpochRecord) -> None:
+        """Log an epoch's metrics, then the checkpoints at its end: first the best, if it is that, then the last."""
+        best = min((past.curves[self.chosen_by] for past in self.history if past.epoch), default=math.inf)
+        self.history.append(done)
+        self.log.epoch(done)
+        if done.epoch == 0:
+            return
+        state, moments, steps = stack.network.state(lane), stack.moments(lane), int(stack.steps)
+        last = Checkpoint(self.plan.config, self.plan.data.digest, done.epoch, steps, state, moments, self.history)
+        if done.curves[self.chosen_by] < best or done.epoch == 1:
+            self.log.file(BEST, replace(last, moments={}, chosen_by=self.chosen_by).save)
+        self.log.file(LAST, last.save)
+
+    def finish(self, stack: Stack, lane: int) -> RunResult:
+        """Write final metrics, digests, figures, the model and the description."""
+        log, plan, history, end, state = self.log, self.plan, self.history, self.history[-1], stack.network.state(lane)
+        curves = {**end.curves, **evaluate(stack, lane, "train")}
+        final = {f"final/{name.replace('/', '_')}": value for name, value in curves.items()}
+        final["best/test_accuracy"] = max(done.curves["test/accuracy"] for done in history if done.epoch)
+        diverged = end.epoch if end.diverged(plan.data.num_classes) else None
+        digests = state_digest(state), history_digest(history)
+        result = RunResult(
+            log.id, plan.name, plan.config, history, final, diverged, *digests, log.store.uri, log.page, log.chart
+        )
+        log.metrics(final, end.epoch)
+        log.text("history.csv", history_csv(history))
+        log.text("record.json", record.as_json(plan.config, plan.data, result.state_digest, result.history_digest))
+        self._figures(stack, lane)
+        log.model(as_module(plan.arch, state, int(stack.steps)), plan.data.test.images[:4].cpu(), end.epoch)
+        log.tags(
+            {
+                "state_digest": result.state_digest,
+                "history_digest": result.history_digest,
+                **({"diverged": f"epoch {diverged}"} if diverged else {}),
+                "mlflow.note.content": describe(plan, result),
+            }
+        )
+        return result
+
+    def _figures(self, stack: Stack, lane: int) -> None:
+        plan = self.plan
+        title = f"{plan.name} on {plan.data.name}"
+        self.log.figure("plots/history.png", plots.history(self.history, title))
+        if self.probe:
+            start = Stack.of(plan.arch, [plan.config], plan.data)  # the initial weights once more, from their stream
+            inputs, _ = start.probe(0)
+            before, after = health.histograms(start.lanes[0], inputs), health.histograms(stack.lanes[lane], inputs)
+            self.log.figure("plots/activations.png", plots.activations(before, after, title))
+
+
+def describe(plan: Plan, result: RunResult) -> str:
+    """Four lines of Markdown: what the run was, what came out, its bits and the command that repeats it."""
+    config, final, data = plan.config, result.final, plan.data
+    network = f"{config.hidden_dim} hidden units" if config.network == "mlp" else f"{len(plan.arch.layers)} layers"
+    options = {**config.changed(), "network": plan.asked.text()["network"], "dataset": data.name, "seed": str(config.seed)}
+    parts = (part for name, text in options.items() if name != "data_dir" for part in (f"--{name}", text))
+    outcome = f"diverged in epoch {result.diverged}: " if result.diverged else ""
+    lines = [
+        f"**{plan.asked.condition}**, seed {config.seed}: {network}, {plan.arch.parameters:,} parameters, "
+        f"{config.optimizer} at lr {config.lr:g}, batch {config.batch_size}, {config.epochs} epochs of {data.name} "
+        f"({len(data.train):,} training and {len(data.test):,} test samples).",
+        f"**Out came** {outcome}test loss {final['final/test_loss']:.4f} nats, accuracy {final['final/test_accuracy']:.4f}; "
+        f"train loss {final['final/train_loss']:.4f}, accuracy {final['final/train_accuracy']:.4f}; one seed.",
+        f"**Bits**: weights `{result.state_digest[:16]}`, curves `{result.history_digest[:16]}`.",
+        f"**Again**: `{shlex.join(['harness', 'train', *parts])}`",
+    ]
+    return "\n\n".join(lines)
+
+
+@contextmanager
+def ending(log: RunLog) -> Iterator[None]:
+    """See that a run ends in one state: FINISHED, KILLED by the user, or FAILED with its traceback."""
+    try:
+        yield
+    except BaseException as error:
+        killed = isinstance(error, KeyboardInterrupt)
+        with suppress(Exception):  # what broke the run may break this too; the first error is the one to show
+            if not killed:
+                log.tags({"error": f"{type(error).__name__}: {error}"[:5000]})
+                log.text("traceback.txt", traceback.format_exc())
+        with suppress(Exception):
+            log.finish("KILLED" if killed else "FAILED")
+        raise
+    log.finish("FINISHED")

@@ -1,0 +1,399 @@
+"""The command line: quick help, one line for every bad input, exit codes, plain lines in a pipe and a bar on a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import resource
+import select
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from harness.config import FIELDS, RunConfig
+from harness.errors import InputError
+
+# mlflow 3.17's own: a table mapped with a strategy that sqlalchemy is going to drop, a type hint in one of its classes
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+]
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ("--dataset", "mnist_5k", "--epochs", "2", "--max-batches", "3", "--hidden-dim", "6")
+DATA = ("--dataset", "mnist_5k")
+
+
+def environment(**env: str) -> dict[str, str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    return {**clean, "PYTHONPATH": str(ROOT), "COLUMNS": "110", **env}
+
+
+def start(folder: Path, *arguments: str, **env: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "harness", *arguments],
+        cwd=folder,
+        env=environment(**env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 150) -> subprocess.CompletedProcess[str]:
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate(timeout=30)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def harness_says(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return finish(start(folder, *arguments, **env))
+
+
+def assert_bad_input(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit code 2, one line on stderr that names what was given and what is allowed, nothing else."""
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("harness: error: ")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    for word in words:
+        assert word in done.stderr
+
+
+# help
+
+
+def processor_seconds() -> float:
+    """What ended children have used: on a machine that does nothing else, the time that a person waits."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@pytest.mark.parametrize("command", [(), ("train",)], ids=["harness", "train"])
+def test_help_answers_in_half_a_second(command: tuple[str, ...], tmp_path: Path) -> None:
+    seconds = []
+    for _ in range(3):
+        began = processor_seconds()
+        done = harness_says(tmp_path, *command, "--help")
+        seconds.append(processor_seconds() - began)
+        assert done.returncode == 0
+        assert done.stdout.startswith("Usage: harness")
+        assert done.stderr == ""
+    assert statistics.median(seconds) < 0.5
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_of_train_names_every_parameter_with_its_default_and_levels(tmp_path: Path) -> None:
+    text = " ".join(harness_says(tmp_path, "train", "-h").stdout.split())
+    for name, default in RunConfig().text().items():
+        assert f"--{name.replace('_', '-')} {FIELDS[name].description}".split(";")[0] in text, name
+        assert f"[{default}]" in text, name
+    assert "none, batchnorm, layernorm" in text
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["train", "--act", "reluu"], ["train", "--lr", "x"]])
+def test_nothing_heavy_is_loaded_before_the_input_is_checked(arguments: list[str], tmp_path: Path) -> None:
+    code = (
+        "import json, sys\nfrom harness.cli import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'mlflow', 'pandas', 'numpy', 'matplotlib', 'rich.progress'}\n"
+        "print(json.dumps(sorted(heavy & set(sys.modules))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60, check=True
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+def test_version_is_told_whether_installed_or_not(tmp_path: Path) -> None:
+    done = harness_says(tmp_path, "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+
+
+# bad input that is found before anything is loaded
+
+BAD: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "level": (("--act", "reluu"), ("act='reluu'", "allowed: tanh, relu", "nearest: relu")),
+    "norm": (("--norm", "layernrm"), ("norm='layernrm'", "nearest: layernorm")),
+    "case": (("--optimizer", "Adam"), ("optimizer='Adam'", "nearest: adam")),
+    "lr text": (("--lr", "abc"), ("lr='abc'", "a finite number above 0")),
+    "lr negative": (("--lr", "-1"), ("lr='-1'", "a finite number above 0")),
+    "lr zero": (("--lr", "0"), ("lr='0'",)),
+    "lr nan": (("--lr", "nan"), ("lr='nan'", "a finite number above 0")),
+    "lr inf": (("--lr=inf",), ("lr='inf'",)),
+    "lr empty": (("--lr", ""), ("lr=''",)),
+    "epochs 0": (("--epochs", "0"), ("epochs='0'", "a whole number from 1")),
+    "epochs 1.5": (("--epochs", "1.5"), ("epochs='1.5'",)),
+    "epochs true": (("--epochs", "true"), ("epochs='true'",)),
+    "seed -1": (("--seed", "-1"), ("seed='-1'", "a whole number from 0")),
+    "seed huge": (("--seed", "9" * 5000), ("seed='999", "a whole number from 0")),
+    "dropout 1": (("--dropout", "1"), ("dropout='1'", "up to, not including, 1")),
+    "validation 1": (("--validation", "1"), ("validation='1'", "up to, not including, 1")),
+    "weight decay": (("--weight-decay", "-0.1"), ("weight_decay='-0.1'",)),
+    "batch size": (("--batch-size", "0"), ("batch_size='0'",)),
+    "max batches": (("--max-batches", "-3"), ("max_batches='-3'",)),
+    "dataset": (("--dataset", "mnist5k"), ("dataset='mnist5k'", "nearest: mnist_5k")),
+    "device": (("--device", "gpu"), ("device='gpu'", "allowed: cpu, cuda, auto")),
+    "several lines": (("--act", "relu\nsecond"), ("act=",)),
+    "unknown parameter": (("--droput", "0.1"), ("'--droput'", "nearest: --dropout")),
+    "unknown with underscore": (("--hiddendim=3",), ("nearest: --hidden-dim",)),
+    "no value": (("--lr",), ("--lr",)),
+    "extra word": (("relu",), ("relu",)),
+    "missing network": (("--network", "nowhere.json"), ("nowhere.json", "no such file", "allowed: mlp")),
+    "folder as network": (("--network", "."), ("network=",)),
+    "home of nobody": (("--network", "~no-such-user/net.json"), ("~no-such-user",)),
+    "malformed network": (("--network", "{broken.json"), ("network", "not JSON")),
+    "unknown layer": (
+        ("--network", '{"layers": [{"type": " linear", "size": 3}]}'),
+        ("layers[0]", "' linear'", "nearest: linear"),
+    ),
+    "layers and act": (("--network", '{"layers": []}', "--act", "relu"), ("act=relu", "leave it out")),
+    "resume with more": (("--resume", "0" * 32, "--lr", "0.1"), ("--lr", "--resume", "keeps its own config")),
+}
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subprocess.CompletedProcess[str], list[str]]]:
+    """What each bad input gave, and what it left in its folder; two processes at a time."""
+    found = {}
+    names = list(BAD)
+    for pair in (names[i : i + 2] for i in range(0, len(names), 2)):
+        folders = [tmp_path_factory.mktemp("bad") for _ in pair]
+        started = [start(folder, "train", *BAD[name][0]) for name, folder in zip(pair, folders, strict=True)]
+        for name, folder, process in zip(pair, folders, started, strict=True):
+            found[name] = (finish(process, 60), os.listdir(folder))
+    return found
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(
+    name: str, refused: dict[str, tuple[subprocess.CompletedProcess[str], list[str]]]
+) -> None:
+    done, left = refused[name]
+    assert_bad_input(done, *BAD[name][1])
+    assert left == []
+
+
+def test_unknown_command_names_the_nearest(tmp_path: Path) -> None:
+    assert_bad_input(harness_says(tmp_path, "trian"), "trian", "train")
+
+
+def test_no_command_shows_the_help(tmp_path: Path) -> None:
+    done = harness_says(tmp_path)
+    assert done.returncode == 2
+    assert "Usage: harness" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_malformed_file_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "net.json").write_text('{"layers": [\n  {"type": "linear" "size": 3}]}', encoding="utf-8")
+    assert_bad_input(harness_says(tmp_path, "train", "--network", "net.json"), "net.json", "line 2")
+    assert os.listdir(tmp_path) == ["net.json"]
+
+
+# bad input that needs the data or the store to be known
+
+SMALL_NET = '{"input_size": 100, "layers": [{"type": "linear", "size": 3}]}'
+LATE: dict[str, tuple[tuple[str, ...], dict[str, str], tuple[str, ...]]] = {
+    "batch larger than the data": (("--batch-size", "4001"), {}, ("batch_size=4001", "at most 4000")),
+    "last batch of one": (("--batch-size", "3999", "--norm", "batchnorm"), {}, ("batch_size=3999", "last batch of one")),
+    "network of another size": (("--network", SMALL_NET), {}, ("input_size=100", "784")),
+    "store below a file": ((), {"MLFLOW_TRACKING_URI": "sqlite:///file/mlflow.db"}, ("sqlite:///", "file/mlflow.db")),
+    "store that is a folder": ((), {"MLFLOW_TRACKING_URI": "sqlite:///folder"}, ("sqlite:///", "folder")),
+    "dead server": ((), {"MLFLOW_TRACKING_URI": "http://127.0.0.1:{port}"}, ("http://127.0.0.1",)),
+    "run that is not there": ((), {"MLFLOW_RUN_ID": "0123456789abcdef0123456789abcdef"}, ("0123456789abcdef",)),
+    "run to resume is not there": (("--resume", "f" * 32), {}, ("f" * 32, "MLFLOW_TRACKING_URI")),
+}
+STORELESS = {"batch larger than the data", "last batch of one", "network of another size"}
+
+
+@pytest.fixture(scope="module")
+def late(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subprocess.CompletedProcess[str], list[str], float]]:
+    """What each gave, what it left in its folder, and after how many seconds; three processes at a time."""
+    found = {}
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    names = list(LATE)
+    for group in (names[i : i + 3] for i in range(0, len(names), 3)):
+        started = []
+        for name in group:
+            folder = tmp_path_factory.mktemp("late")
+            (folder / "file").write_text("", encoding="utf-8")
+            (folder / "folder").mkdir()
+            arguments, env, _ = LATE[name]
+            data = () if "--resume" in arguments else DATA
+            env = {key: value.format(port=port) for key, value in env.items()}
+            started.append((name, folder, time.monotonic(), start(folder, "train", *data, *arguments, **env)))
+        for name, folder, began, process in started:
+            done = finish(process, 60)
+            found[name] = (done, sorted(set(os.listdir(folder)) - {"file", "folder"}), time.monotonic() - began)
+    return found
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_bad_input_that_is_found_late_is_still_one_line(
+    name: str, late: dict[str, tuple[subprocess.CompletedProcess[str], list[str], float]]
+) -> None:
+    done, left, seconds = late[name]
+    assert_bad_input(done, *LATE[name][2])
+    assert seconds < 60, "three start at once, so this is twice what a person waits"
+    if name in STORELESS:
+        assert left == []
+
+
+def test_dead_server_is_given_up_within_thirty_seconds(
+    late: dict[str, tuple[subprocess.CompletedProcess[str], list[str], float]],
+) -> None:
+    assert late["dead server"][2] < 30
+    assert late["dead server"][1] == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    assert_bad_input(harness_says(tmp_path, "train", *DATA, "--device", "cuda"), "device='cuda'", "allowed: cpu, auto")
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_input_is_a_value_error_for_programs() -> None:
+    with pytest.raises(InputError, match="nearest: relu"):
+        RunConfig(act="reluu")
+
+
+# runs
+
+
+@pytest.fixture(scope="module")
+def adopted(tmp_path_factory: pytest.TempPathFactory) -> tuple[MlflowClient, str, subprocess.CompletedProcess[str]]:
+    """A run as `mlflow run` begins it: raw params logged, its id exported; then the command line, piped."""
+    folder = tmp_path_factory.mktemp("adopted")
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    run_id = client.create_run(client.create_experiment("theirs"), run_name="capable-crow-1").info.run_id
+    for key, value in {"lr": "1e-2", "hidden_dim": "6", "act": "relu"}.items():
+        client.log_param(run_id, key, value)
+    env = {"MLFLOW_RUN_ID": run_id, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    options = ("--lr", "1e-2", "--hidden_dim", "6", "--act=relu", "--max_batches", "3", "--epochs", "2")
+    return client, run_id, harness_says(folder, "train", *DATA, *options, **env)
+
+
+def test_run_that_mlflow_began_is_the_run(adopted: tuple[MlflowClient, str, subprocess.CompletedProcess[str]]) -> None:
+    client, run_id, done = adopted
+    assert (done.returncode, done.stderr) == (0, "")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert [run.info.run_id for run in runs] == [run_id]
+    assert runs[0].info.status == "FINISHED"
+    assert runs[0].info.run_name == runs[0].data.tags["cell"]
+    assert client.get_experiment(runs[0].info.experiment_id).name == "theirs"
+
+
+def test_raw_params_stay_and_the_truth_is_typed(adopted: tuple[MlflowClient, str, subprocess.CompletedProcess[str]]) -> None:
+    client, run_id, _ = adopted
+    params = client.get_run(run_id).data.params
+    assert params["lr"] == "1e-2"
+    assert set(params) == set(FIELDS)
+    config = json.loads(Path(client.download_artifacts(run_id, "config.json")).read_text(encoding="utf-8"))
+    assert (config["lr"], config["hidden_dim"], config["act"]) == (0.01, 6, "relu")
+    assert RunConfig(**config) == RunConfig(**params)
+
+
+def test_piped_output_is_plain_lines(adopted: tuple[MlflowClient, str, subprocess.CompletedProcess[str]]) -> None:
+    _, run_id, done = adopted
+    assert not set(done.stdout) & {"\x1b", "\r", "\b"}
+    lines = done.stdout.splitlines()
+    pattern = (
+        r"epoch \d/2(  train loss \d+\.\d{4} accuracy [01]\.\d{4})?  test loss \d+\.\d{4} accuracy [01]\.\d{4}(  \d+ s left)?"
+    )
+    assert [re.fullmatch(pattern, line) is not None for line in lines[:3]] == [True] * 3
+    assert lines[3].startswith(f"run      {run_id}  ")
+    assert lines[3].endswith("finished")
+    assert lines[4].startswith("test     loss ")
+    assert any(line.endswith(f"/runs/{run_id}") for line in lines)
+
+
+def test_run_that_was_trained_is_not_trained_over(
+    adopted: tuple[MlflowClient, str, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    client, run_id, _ = adopted
+    before = client.get_run(run_id).to_dictionary()
+    env = {"MLFLOW_RUN_ID": run_id, "MLFLOW_TRACKING_URI": client.tracking_uri}
+    assert_bad_input(harness_says(tmp_path, "train", *TINY, **env), run_id, "already holds a trained run")
+    assert client.get_run(run_id).to_dictionary() == before
+
+
+def test_terminal_shows_a_bar_and_ends_with_the_run(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "harness", "train", *TINY],
+        cwd=tmp_path,
+        env=environment(TERM="xterm-256color"),
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    output, deadline = b"", time.monotonic() + 150
+    try:
+        while time.monotonic() < deadline:
+            if not select.select([ours], [], [], 1)[0]:
+                continue
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not part:
+                break
+            output += part
+        code = process.wait(timeout=30)
+    finally:
+        process.kill()
+        os.close(ours)
+    text = output.decode()
+    assert code == 0, text
+    assert "\x1b[" in text
+    assert "━" in text
+    assert "2/2" in text
+    shown = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line).strip() for line in text.replace("\r", "\n").split("\n")]
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    end = [line for line in shown if line][-6:]
+    assert end[0].startswith(f"run      {run.info.run_id}  ")
+    assert f"/runs/{run.info.run_id}" in end[4]
+    assert [line for line in shown if re.match(r"epoch 1/2  train loss", line)]
+
+
+def test_reader_that_leaves_does_not_break_the_run(tmp_path: Path) -> None:
+    """`harness train | head -1` is no failure of the training."""
+    process = start(tmp_path, "train", *TINY)
+    assert process.stdout
+    assert process.stdout.readline().startswith("epoch 0/2")
+    process.stdout.close()
+    try:
+        process.wait(timeout=150)
+    finally:
+        process.kill()
+        assert process.stderr
+        process.stderr.close()
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert run.info.status == "FINISHED"
+
+
+def test_run_needs_no_git(tmp_path: Path) -> None:
+    """The commit is a fact of the record, not a condition of training."""
+    done = harness_says(tmp_path, "train", *TINY, PATH=str(tmp_path / "nothing-here"))
+    assert (done.returncode, done.stderr) == (0, "")
