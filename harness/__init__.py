@@ -2,12 +2,12 @@
 
 >>> import harness
 >>> run = harness.train(harness.RunConfig(norm="layernorm"))      # doctest: +SKIP
->>> run.final["test/accuracy"], run.run_id                        # doctest: +SKIP
+>>> run.final["final/test_accuracy"], run.run_id                  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +33,14 @@ _HOMES = {
     "LayerNorm1d": "modules",
 }
 __all__ = sorted(_HOMES)
+
+
+def version() -> str:
+    """The installed version; `0+source` where harness runs from its source without being installed."""
+    try:
+        return metadata.version("harness")
+    except metadata.PackageNotFoundError:
+        return "0+source"
 
 
 def __getattr__(name: str) -> Any:

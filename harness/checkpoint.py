@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from harness import layerlist
@@ -84,7 +85,7 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -108,19 +109,26 @@ def _pack(tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> bytes:
 
 
 def _unpack(path: Path) -> tuple[State, dict[str, Any]]:
+    """Tensors and metadata of one reading of the file: it may be replaced at any time."""
     try:
-        with safe_open(path, "pt") as file:
-            written = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+        content = path.read_bytes()
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is torn or no safetensors file: {error}") from None
+    written = header.get("__metadata__") or {}
     text = written.get("harness", "")
     found, wanted = _digest(tensors, text), written.get("sha256", "none")
     if found != wanted:
         raise CheckpointError(f"{path} has SHA-256 {found}, but says {wanted}: it was damaged or altered")
-    meta: dict[str, Any] = json.loads(text)
+    try:
+        meta: dict[str, Any] = dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} says nothing of a run: {error}") from None
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {meta.get('format')!r}; this version of harness reads {FORMAT}")
     return tensors, meta
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from harness import version
 from harness.config import CHOICES, FIELDS, RunConfig, allowed
 from harness.errors import HarnessError, InputError, refusal
 
@@ -27,7 +28,9 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 ran and failed, 2 bad input, 130 interrupted."""
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    for polite in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(polite) != signal.SIG_IGN:  # nohup
+            signal.signal(polite, _as_interrupt)
     try:
         cli(arguments, prog_name="harness", standalone_mode=False)
     except click.exceptions.Exit as error:
@@ -36,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _say("interrupted", err=True)
         sys.exit(INTERRUPTED)
     except click.NoSuchOption as error:
-        _fail(InputError(refusal("parameter", error.option_name, [f"--{_dashes(name)}" for name in FIELDS])))
+        options = [name for option in error.ctx.command.params for name in option.opts] if error.ctx else []
+        _fail(InputError(refusal("parameter", error.option_name, options)))
     except click.exceptions.NoArgsIsHelpError as error:
         _say(error.format_message())
         sys.exit(BAD_INPUT)
@@ -55,7 +59,8 @@ def parameters(command: Callable[..., Any]) -> Callable[..., Any]:
     for name, about in reversed(FIELDS.items()):
         takes = f" ({allowed(name)})" if name in CHOICES else ""
         text = f"{about.description}{takes}  [{RunConfig().text()[name]}]"
-        command = click.option(f"--{_dashes(name)}", name, metavar="", help=text)(command)
+        kind = {str: "NAME", int: "N"}.get(type(about.default), "X")
+        command = click.option(f"--{_dashes(name)}", name, metavar=kind, help=text)(command)
     return command
 
 
@@ -66,7 +71,7 @@ def _dashes(name: str) -> str:
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "token_normalize_func": _dashes}
 )
-@click.version_option(package_name="harness")
+@click.version_option(version())
 def cli() -> None:
     """Train small networks so that every number can be had again; all of it goes to MLflow.
 
@@ -101,11 +106,11 @@ def train(resume: str | None, no_health: bool, **given: str | None) -> None:
 def summary(result: RunResult) -> str:
     """What a person wants to know at the end of a run."""
     final = result.final
-    outcome = f"diverged in epoch {result.diverged}" if result.diverged else "finished"
+    outcome = f"diverged in epoch {result.diverged}:" if result.diverged else "finished"
     return "\n".join(
         [
-            f"run      {result.run_id}  {result.name}  {outcome}",
-            f"test     loss {final['final/test_loss']:.4f} nats  accuracy {final['final/test_accuracy']:.4f}",
+            f"{outcome:<8} {result.run_id}  {result.name}",
+            f"test     loss {final['final/test_loss']:.5g} nats  accuracy {final['final/test_accuracy']:.4f}",
             f"digests  state {result.state_digest[:16]}  history {result.history_digest[:16]}",
             f"look     mlflow ui --backend-store-uri {result.store}",
             f"         {result.page}",
@@ -130,18 +135,18 @@ class EpochLines:
 
     def __call__(self, record: EpochRecord, epochs: int) -> None:
         """Tell of one epoch of so many."""
-        now = time.monotonic()
+        terminal, now = sys.stdout.isatty(), time.monotonic()
         self.began = self.began or (record.epoch, now)
         done, seconds = record.epoch - self.began[0], now - self.began[1]
         left = f"{seconds / done * (epochs - record.epoch):.0f} s left" if done else ""
-        curves = record.curves
         parts = [
-            f"{part} loss {curves[f'{part}/loss']:.4f} accuracy {curves[f'{part}/accuracy']:.4f}"
+            f"{part} loss {record.curves[f'{part}/loss']:<7.4g} acc {record.curves[f'{part}/accuracy']:.3f}"
             for part in ("train", "val", "test")
-            if f"{part}/loss" in curves
+            if f"{part}/loss" in record.curves
         ]
-        self.say(f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}  {'  '.join(parts)}  {left}".rstrip())
-        if sys.stdout.isatty():
+        line = f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}  {'  '.join(parts)}"
+        self.say(line if terminal else f"{line}  {left}".rstrip())
+        if terminal:
             self._draw(record.epoch, epochs)
 
     def say(self, line: str) -> None:
@@ -163,15 +168,19 @@ class EpochLines:
 
 
 def _say(line: str, err: bool = False) -> None:
-    print(line, file=sys.stderr if err else sys.stdout, flush=True)
+    try:
+        print(line, file=sys.stderr if err else sys.stdout, flush=True)
+    except BrokenPipeError:  # `| head` has seen enough; the run goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: HarnessError) -> None:
     """One line on stderr, and the exit code of the error."""
-    _say("harness: error: " + " ".join(str(error).split()), err=True)
+    _say(f"harness: error: {error}", err=True)
     sys.exit(error.exit_code)
 
 
 def _as_interrupt(signum: int, frame: FrameType | None) -> None:
-    """A polite kill ends a run as Ctrl-C does: KILLED in the store, its checkpoint whole."""
+    """A polite kill, or a terminal that is closed, ends a run as Ctrl-C does: KILLED in the store, its checkpoint whole."""
+    signal.signal(signum, signal.SIG_IGN)
     raise KeyboardInterrupt

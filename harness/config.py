@@ -176,17 +176,17 @@ class RunConfig(BaseModel):
         values = self.model_dump(mode="json", exclude={"data_dir"})
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
+    def differs(self) -> dict[str, str]:
+        """What differs from the defaults, seed and machine aside: `{"act": "relu"}`. A network goes by the stem of its file."""
+        names = {name: text for name, text in self.changed().items() if name not in ("seed", "device", "data_dir")}
+        if self.network != "mlp":
+            names["network"] = Path(self.network).stem if isinstance(self.network, str) else f"layers-{self.network.digest[:8]}"
+        return {name: slug(text) for name, text in names.items()}
+
     @property
     def condition(self) -> str:
-        """What differs from the defaults, seed and machine aside: `act=relu norm=layernorm`; else `base`."""
-        names = {
-            name: Path(text).stem if name == "network" else text
-            for name, text in self.changed().items()
-            if name not in ("seed", "device", "data_dir")
-        }
-        if isinstance(self.network, LayerList):
-            names["network"] = "layers-" + hashlib.sha256(self.network.text().encode()).hexdigest()[:8]
-        return slug(" ".join(f"{name}={text}" for name, text in names.items())) or "base"
+        """`differs` as text, `act=relu norm=layernorm`; `base` where nothing does."""
+        return " ".join(f"{name}={text}" for name, text in self.differs().items()) or "base"
 
 
 FIELDS = RunConfig.model_fields

@@ -3,7 +3,8 @@
     HarnessError
     ├── InputError       ValueError    what was asked for is not allowed; nothing was written
     │   ├── DataError    OSError       a dataset is missing, damaged or cannot be fetched
-    │   └── StoreError   OSError       the MLflow store cannot be reached or written
+    │   ├── StoreError   OSError       the MLflow store cannot be reached or written
+    │   └── MissingArtifact            a run has no such file
     └── CheckpointError  ValueError    a checkpoint is torn, altered or belongs to another run
 
 Messages are one line: what came, what is allowed, the nearest match or what to do.
@@ -38,6 +39,10 @@ class StoreError(InputError, OSError):
     """An MLflow tracking store that cannot be opened, read or written."""
 
 
+class MissingArtifact(InputError):
+    """A run without the file that was asked for."""
+
+
 class CheckpointError(HarnessError, ValueError):
     """A checkpoint that does not hold what its own digest says, or that another config wrote."""
 
@@ -50,12 +55,12 @@ def refusal(what: str, given: object, allowed: Iterable[str] | str) -> str:
     """
     names = [] if isinstance(allowed, str) else list(allowed)
     line = f"{what}={_short(given)} is not allowed; allowed: {', '.join(names) if names else allowed}"
-    near = difflib.get_close_matches(given.strip().lower(), names, n=1, cutoff=0.5) if isinstance(given, str) else []
+    near = difflib.get_close_matches(given.strip().lower(), names, n=1, cutoff=0.6) if isinstance(given, str) else []
     return f"{line}; nearest: {near[0]}" if near else line
 
 
 def _short(given: object) -> str:
-    """`given` as a person would recognise it, in a hundred characters."""
+    """`given` as a person would recognize it, in a hundred characters."""
     try:
         text = repr(given)
     except ValueError:  # Python refuses to write integers of thousands of digits

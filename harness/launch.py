@@ -6,13 +6,15 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from harness import tracking
 from harness.checkpoint import Checkpoint
 from harness.config import FIELDS, RunConfig
-from harness.errors import CheckpointError, InputError, refusal
+from harness.errors import CheckpointError, InputError, MissingArtifact, refusal
+from harness.layerlist import LayerList
 from harness.plan import Plan, prepare
 from harness.recorder import BEST, LAST, Recorder, RunResult, ending
 from harness.results import EpochRecord
@@ -40,11 +42,15 @@ def train(
     """
     plan = prepare(config, say)
     store = Store()
-    log = store.adopt(run_id, plan.name) if run_id else store.create(tracking.EXPERIMENT, plan.name)
-    with log.alone(), ending(log), exact_arithmetic():
-        recorder = Recorder(log, plan, probe)
-        recorder.begin()
-        return run(Stack.of(plan.arch, [plan.config], plan.data), [recorder], report)[0]
+    log = store.open(run_id) if run_id else store.create(tracking.EXPERIMENT, plan.name)
+    with log.alone(), exact_arithmetic():
+        if run_id:
+            log.adopt(plan.name)
+        with ending(log, say):
+            say(f"run      {log.id}  {plan.name} on {plan.data.name}")
+            recorder = Recorder(log, plan, probe)
+            recorder.begin()
+            return run(Stack.of(plan.arch, [plan.config], plan.data), [recorder], report, say)[0]
 
 
 def resume(
@@ -66,37 +72,37 @@ def resume(
         log.check_unfinished()
         plan = _planned(log, folder, data_dir, say)
         log.resume()
-        with ending(log), exact_arithmetic():
+        with ending(log, say), exact_arithmetic():
             stack, recorder = Stack.of(plan.arch, [plan.config], plan.data), Recorder(log, plan, probe)
             try:
                 recorder.restore(stack, 0, Checkpoint.load(log.fetch(LAST, folder)))
                 say(f"resume: after epoch {stack.epoch} of {plan.config.epochs}")
-            except (CheckpointError, InputError) as error:
+            except (CheckpointError, MissingArtifact) as error:
                 say(f"resume: from the beginning: {error}")
-            for done in recorder.history:
-                log.epoch(done)  # a kill may have come between a checkpoint and its metrics
-                report(done, plan.config.epochs)
-            return run(stack, [recorder], report)[0]
+            return run(stack, [recorder], report, say)[0]
 
 
-def run(stack: Stack, recorders: Sequence[Recorder], report: Report = lambda record, epochs: None) -> list[RunResult]:
+def run(stack: Stack, recorders: Sequence[Recorder], report: Report, say: Callable[[str], None]) -> list[RunResult]:
     """Train what is left of a stack, each lane into its own run; a lane's run is written out as soon as it ends."""
     epochs, results = stack.configs[0].epochs, dict[int, RunResult]()
     for done in train_stack(stack, recorders[0].probe):
         recorders[done.lane].epoch(stack, done.lane, done)
         report(done, epochs)
-        if done.epoch == epochs or done.diverged(stack.data.num_classes):
+        if done.epoch == epochs or done.diverged:
+            say("writing  figures and the model")
             results[done.lane] = recorders[done.lane].finish(stack, done.lane)
     return [results.get(lane) or recorder.finish(stack, lane) for lane, recorder in enumerate(recorders)]
 
 
 def _planned(log: tracking.RunLog, folder: str, data_dir: str | None, say: Callable[[str], None]) -> Plan:
     """The plan of a run that had begun, on the data that it had. Raises InputError when the data is another."""
-    params = {name: text for name, text in log.run.data.params.items() if name in FIELDS}
+    params: dict[str, Any] = {name: text for name, text in log.run.data.params.items() if name in FIELDS}
     config = RunConfig.from_json(log.fetch("config.json", folder).read_text(encoding="utf-8"))
     plan = prepare(config.replace(data_dir=data_dir) if data_dir else config, say)
     if plan.data.digest != (wanted := log.run.data.tags.get("data_digest")):
         raise InputError(f"run {log.id} had data {wanted}, but {plan.data.name} here is {plan.data.digest}")
+    if isinstance(config.network, LayerList) and params["network"].startswith("{"):
+        params["network"] = config.network  # whose text may have been too long for a param
     return replace(plan, asked=RunConfig(**params))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -60,6 +61,11 @@ class LayerList(_Frozen):
     def text(self) -> str:
         """The canonical JSON text; `parse(text)` gives an equal list."""
         return json.dumps(self.model_dump(mode="json"), separators=(",", ":"))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical text."""
+        return hashlib.sha256(self.text().encode()).hexdigest()
 
 
 def parse(value: object, source: str = "network") -> LayerList:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from harness.architecture import Architecture, State
+from harness.components.layers import Site
 
 # Vector kernels treat the last elements of a buffer apart and may round them differently. With every lane a multiple of
 # 32 floats (two vectors of the widest unit, AVX-512), each lane has its tail, or none, where it has it alone.
@@ -77,7 +77,7 @@ class Network:
     gradients: Tensor  # (lanes, parameters)
     buffers: Tensor  # (lanes, buffers)
     rngs: dict[str, list[Generator]] = field(default_factory=dict)  # layer -> the stream of each lane, for dropout
-    _sites: dict[int, list[tuple[Any, SimpleNamespace]]] = field(default_factory=dict, repr=False)
+    _sites: dict[int, list[tuple[Any, Site]]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def zeros(cls, arch: Architecture, lanes: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Network:
@@ -92,19 +92,19 @@ class Network:
         """Lane k as a network of its own, on the same memory: what it computes is what it would compute alone."""
         return Network(self.arch, self.weights[k : k + 1], self.gradients[k : k + 1], self.buffers[k : k + 1])
 
-    def sites(self, batch: int) -> list[tuple[Any, SimpleNamespace]]:
+    def sites(self, batch: int) -> list[tuple[Any, Site]]:
         """Each layer with its tensors for batches of this size, allocated at the first call."""
         if batch not in self._sites:
             self._sites[batch] = list(self._build(batch))
         return self._sites[batch]
 
-    def _build(self, batch: int) -> Iterator[tuple[Any, SimpleNamespace]]:
+    def _build(self, batch: int) -> Iterator[tuple[Any, Site]]:
         parameters, kept = Rows.of(self.arch, "parameters"), Rows.of(self.arch, "buffers")
         weights, gradients, buffers = parameters.views(self.weights), parameters.views(self.gradients), kept.views(self.buffers)
         for name, layer, features in ((placed.name, placed.layer, placed.features) for placed in self.arch.layers):
             yield (
                 layer,
-                SimpleNamespace(
+                Site(
                     rngs=self.rngs.setdefault(name, []),
                     **{key: weights[f"{name}.{key}"] for key in layer.parameters(features)},
                     **{f"d_{key}": gradients[f"{name}.{key}"] for key in layer.parameters(features)},

@@ -12,6 +12,7 @@ from harness.architecture import Architecture, architecture
 from harness.config import RunConfig
 from harness.data import Data
 from harness.errors import InputError, refusal
+from harness.layerlist import LayerList
 from harness.training import check
 
 
@@ -25,9 +26,22 @@ class Plan:
     data: Data
 
     @property
+    def differs(self) -> dict[str, str]:
+        """What differs from the defaults; a layer list goes by its file's name and eight digits of what it says."""
+        names = self.asked.differs()
+        if isinstance(self.asked.network, str) and isinstance(self.config.network, LayerList):
+            names["network"] += f"-{self.config.network.digest[:8]}"
+        return names
+
+    @property
+    def condition(self) -> str:
+        """`differs` as text, `act=relu norm=layernorm`; `base` where nothing does."""
+        return " ".join(f"{name}={text}" for name, text in self.differs.items()) or "base"
+
+    @property
     def name(self) -> str:
         """The run's name, `<variant>-s<seed>`."""
-        return f"{self.asked.condition}-s{self.asked.seed}"
+        return f"{self.condition}-s{self.asked.seed}"
 
 
 def prepare(asked: RunConfig, say: Callable[[str], None] = print) -> Plan:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, NullLocator
 
 from harness.results import EpochRecord
 
 # Okabe & Ito 2008: told apart by colour-blind readers; line styles tell them apart in grey
 STYLES = {"train": ("#0072B2", "-", "o"), "val": ("#E69F00", ":", "^"), "test": ("#D55E00", "--", "s")}
-Histogram = tuple[np.ndarray, np.ndarray]  # shares, bin edges
 
 
 def history(records: Sequence[EpochRecord], title: str) -> Figure:
     """Loss (log scale) and accuracy over epochs, one line for each of train, validation and test."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout=ConstrainedLayoutEngine(wspace=0.08))
     axes = figure.subplots(1, 2)
     for ax, what, unit in zip(axes, ("loss", "accuracy"), ("cross-entropy, nats", "share of samples"), strict=True):
         for part, (colour, line, marker) in STYLES.items():
@@ -25,7 +26,7 @@ def history(records: Sequence[EpochRecord], title: str) -> Figure:
             if points:
                 epochs, values = zip(*points, strict=True)
                 label = "validation" if part == "val" else part
-                ax.plot(epochs, values, color=colour, linestyle=line, marker=marker, markersize=3.5, label=label)
+                ax.plot(epochs, values, color=colour, linestyle=line, marker=marker, markersize=4, label=label)
         ax.set(xlabel="epoch", ylabel=f"{what} ({unit})")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
@@ -33,23 +34,26 @@ def history(records: Sequence[EpochRecord], title: str) -> Figure:
     losses = [value for r in records for name, value in r.curves.items() if name.endswith("/loss")]
     if all(np.isfinite(value) and value > 0 for value in losses):
         axes[0].set_yscale("log")
-        axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(losses) < 1000 * min(losses) else (1,)))
         axes[0].yaxis.set_major_formatter("{x:g}")
         axes[0].yaxis.set_minor_locator(NullLocator())
-    figure.suptitle(title)
+    figure.suptitle("\n".join(textwrap.wrap(title, 90)), fontsize=11)
     return figure
 
 
-def activations(start: Mapping[str, Histogram], end: Mapping[str, Histogram], title: str) -> Figure:
-    """Histograms of each hidden layer's outputs on the probe batch, before and after training, on the same axes."""
+def activations(start: Mapping[str, np.ndarray], end: Mapping[str, np.ndarray], title: str) -> Figure:
+    """Histograms of each hidden layer's outputs on the probe batch, before and after training, in the same bins."""
     figure = Figure(figsize=(9, 2.9 * max(len(start), 1) + 0.7), layout="constrained")
     grid = figure.subplots(max(len(start), 1), 2, squeeze=False, sharex="row", sharey="row")
     for row, layer in zip(grid, start, strict=False):
-        for ax, (shares, edges), when, colour in zip(
-            row, (start[layer], end[layer]), ("before training", "after training"), ("#999999", "#0072B2"), strict=True
+        finite = [values[np.isfinite(values)] for values in (start[layer], end[layer])]
+        edges = np.histogram_bin_edges(np.concatenate(finite), 60)
+        for ax, values, when, colour in zip(
+            row, finite, ("before training", "after training"), ("#999999", "#0072B2"), strict=True
         ):
-            ax.stairs(shares, edges, fill=True, color=colour)
-            ax.set(title=f"{layer}, {when}", xlabel="output of the layer", ylabel="share of outputs, a bin")
-            ax.label_outer(remove_inner_ticks=False)
-    figure.suptitle(title)
+            shares = np.histogram(values, edges)[0] / max(len(values), 1)
+            ax.stairs(shares, edges, fill=True, color=colour, edgecolor=colour, linewidth=1)
+            ax.set(title=f"{layer}, {when}", xlabel="output of the layer")
+        row[0].set_ylabel("share of outputs, a bin")
+    figure.suptitle("\n".join(textwrap.wrap(title, 90)), fontsize=11)
     return figure

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from git import InvalidGitRepositoryError, NoSuchPathError, Repo
 from git.exc import GitError
 
-from harness import seeding
+from harness import seeding, version
 from harness.config import RunConfig
 from harness.data import Data
 
@@ -31,28 +33,34 @@ def git_commit(folder: Path = Path(__file__).parent) -> tuple[str, bool] | None:
         return None
 
 
-def as_json(config: RunConfig, data: Data, state_digest: str, history_digest: str) -> str:
-    """`record.json`: what a run was and came to, and under what it ran; the layout has a version, `schema`."""
+def environment() -> dict[str, Any]:
+    """Code, versions, arithmetic and machine, as they are now: to be asked for when a run begins."""
     commit = git_commit()
+    return {
+        "code": {"harness": version(), "commit": commit and commit[0], "dirty": commit and commit[1]},
+        "python": platform.python_version(),
+        "packages": {name: _version_of(name) for name in PACKAGES},
+        "torch": {"build": torch.__config__.show(), "cpu_capability": torch.backends.cpu.get_cpu_capability()},
+        "arithmetic": {"threads": torch.get_num_threads(), "default_dtype": str(torch.get_default_dtype())},
+        "streams": seeding.VERSION,
+        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
+    }
+
+
+def as_json(config: RunConfig, data: Data, under: Mapping[str, Any], digests: Mapping[str, str]) -> str:
+    """`record.json`: what a run was and came to, and the environment that it ran under; `schema` is its version."""
     content = {
         "schema": SCHEMA,
         "config": config.model_dump(mode="json"),
-        "digests": {"config": config.digest, "data": data.digest, "state": state_digest, "history": history_digest},
+        "digests": {"config": config.digest, "data": data.digest, **digests},
         "files": dict(data.files),
-        "streams": seeding.VERSION,
-        "code": {"harness": version(), "commit": commit and commit[0], "dirty": commit and commit[1]},
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "torch": {"build": torch.__config__.show(), "cpu_capability": torch.backends.cpu.get_cpu_capability()},
-        "arithmetic": {"threads": torch.get_num_threads(), "flush_denormal": True, "float": "float32"},
-        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
+        **under,
     }
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
-def version() -> str:
-    """The installed version of harness; `0+source` where it is run from its source without being installed."""
+def _version_of(package: str) -> str | None:
     try:
-        return metadata.version("harness")
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return "0+source"
+        return None

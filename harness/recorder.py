@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import shlex
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from harness import health, plots, record, tracking
-from harness.architecture import as_module
+from harness.architecture import as_module, initial_state
 from harness.checkpoint import Checkpoint, state_digest
-from harness.config import RunConfig
+from harness.config import RunConfig, slug
 from harness.errors import CheckpointError
+from harness.network import Network
 from harness.plan import Plan
 from harness.results import EpochRecord, history_csv, history_digest
 from harness.tracking import RunLog
-from harness.training import Stack, evaluate
+from harness.training import Stack, evaluate, sample_counts
 
 LAST, BEST = "checkpoints/last.safetensors", "checkpoints/best.safetensors"
 
@@ -28,8 +30,8 @@ class RunResult:
 
     run_id: str
     name: str
-    config: RunConfig  # resolved
-    history: Sequence[EpochRecord]
+    config: RunConfig = field(repr=False)  # resolved
+    history: Sequence[EpochRecord] = field(repr=False)
     final: Mapping[str, float]  # "final/test_loss": ..., and best/test_accuracy
     diverged: int | None  # the epoch
     state_digest: str
@@ -47,6 +49,7 @@ class Recorder:
     plan: Plan
     probe: bool = True
     history: list[EpochRecord] = field(default_factory=list)
+    environment: Mapping[str, Any] = field(default_factory=record.environment)
 
     @property
     def chosen_by(self) -> str:
@@ -56,26 +59,27 @@ class Recorder:
     def begin(self) -> None:
         """Record params, tags, data and the config that a resume reads."""
         config, asked, data = self.plan.config, self.plan.asked, self.plan.data
-        factor, _, level = asked.condition.partition("=")
-        one_factor = {"factor": factor, "level": level} if asked.condition.count("=") == 1 else {}
-        commit = record.git_commit()
+        differs, commit = self.plan.differs, self.environment["code"]["commit"]
+        one_factor = {"factor": next(iter(differs)), "level": next(iter(differs.values()))} if len(differs) == 1 else {}
         self.log.text("config.json", config.json_text())
         self.log.params(asked.text())
-        for context, split in (("training", data.train), ("testing", data.test)):
-            self.log.dataset(data.name, context, data.digest, len(split), data.files)
+        counts = sample_counts(config, data)
+        for context, part in (("training", "train"), ("validation", "val"), ("testing", "test")):
+            if counts[part]:
+                self.log.dataset(data.name, context, data.digest, counts[part], data.files)
         self.log.tags(
             {
                 "dataset": data.name,
                 "study": tracking.EXPERIMENT,
-                "variant": asked.condition,
-                "condition": asked.condition,
+                "variant": self.plan.condition,
+                "condition": self.plan.condition,
                 **one_factor,
                 "seed": config.seed,
                 "cell": self.plan.name,
                 "data_digest": data.digest,
                 "attempt": 1,
                 "parameters": self.plan.arch.parameters,
-                **({"mlflow.source.git.commit": commit[0]} if commit else {}),
+                **({"mlflow.source.git.commit": commit} if commit else {}),
                 "config_digest": config.digest,  # with this, the run is one that can be resumed
             }
         )
@@ -86,7 +90,8 @@ class Recorder:
             raise CheckpointError(f"{LAST} belongs to another config or other data")
         stack.restore(lane, last.epoch, last.steps, last.state, last.moments)
         self.history = list(last.history)
-        if self.history[-1].diverged(self.plan.data.num_classes):
+        stack.start[lane] = self.history[0].curves
+        if self.history[-1].diverged:
             stack.diverged.add(lane)
 
     def epoch(self, stack: Stack, lane: int, done: EpochRecord) -> None:
@@ -108,34 +113,43 @@ class Recorder:
         curves = {**end.curves, **evaluate(stack, lane, "train")}
         final = {f"final/{name.replace('/', '_')}": value for name, value in curves.items()}
         final["best/test_accuracy"] = max(done.curves["test/accuracy"] for done in history if done.epoch)
-        diverged = end.epoch if end.diverged(plan.data.num_classes) else None
-        digests = state_digest(state), history_digest(history)
+        digests = {"state_digest": state_digest(state), "history_digest": history_digest(history)}
         result = RunResult(
-            log.id, plan.name, plan.config, history, final, diverged, *digests, log.store.uri, log.page, log.chart
+            run_id=log.id,
+            name=plan.name,
+            config=plan.config,
+            history=tuple(history),
+            final=final,
+            diverged=end.epoch if end.diverged else None,
+            **digests,
+            store=log.store.uri,
+            page=log.page,
+            chart=log.chart,
         )
         log.metrics(final, end.epoch)
         log.text("history.csv", history_csv(history))
-        log.text("record.json", record.as_json(plan.config, plan.data, result.state_digest, result.history_digest))
+        log.text("record.json", record.as_json(plan.config, plan.data, self.environment, digests))
         self._figures(stack, lane)
         log.model(as_module(plan.arch, state, int(stack.steps)), plan.data.test.images[:4].cpu(), end.epoch)
         log.tags(
             {
-                "state_digest": result.state_digest,
-                "history_digest": result.history_digest,
-                **({"diverged": f"epoch {diverged}"} if diverged else {}),
+                **digests,
+                **({"diverged": f"epoch {end.epoch}"} if end.diverged else {}),
                 "mlflow.note.content": describe(plan, result),
             }
         )
+        log.finish("FINISHED")
         return result
 
     def _figures(self, stack: Stack, lane: int) -> None:
         plan = self.plan
-        title = f"{plan.name} on {plan.data.name}"
+        title = f"{plan.name} on {plan.data.name}" + (", diverged" if self.history[-1].diverged else "")
         self.log.figure("plots/history.png", plots.history(self.history, title))
         if self.probe:
-            start = Stack.of(plan.arch, [plan.config], plan.data)  # the initial weights once more, from their stream
-            inputs, _ = start.probe(0)
-            before, after = health.histograms(start.lanes[0], inputs), health.histograms(stack.lanes[lane], inputs)
+            start = Network.zeros(plan.arch, 1, plan.config.device)
+            start.load(0, initial_state(plan.arch, plan.config.init, plan.config.seed))  # once more, from its stream
+            inputs, _ = stack.probe(lane)
+            before, after = health.outputs(start, inputs), health.outputs(stack.lanes[lane], inputs)
             self.log.figure("plots/activations.png", plots.activations(before, after, title))
 
 
@@ -144,12 +158,14 @@ def describe(plan: Plan, result: RunResult) -> str:
     config, final, data = plan.config, result.final, plan.data
     network = f"{config.hidden_dim} hidden units" if config.network == "mlp" else f"{len(plan.arch.layers)} layers"
     options = {**config.changed(), "network": plan.asked.text()["network"], "dataset": data.name, "seed": str(config.seed)}
-    parts = (part for name, text in options.items() if name != "data_dir" for part in (f"--{name}", text))
-    outcome = f"diverged in epoch {result.diverged}: " if result.diverged else ""
+    parts = (part for name, text in options.items() if name != "data_dir" for part in (f"--{name.replace('_', '-')}", text))
+    counts = sample_counts(config, data)
+    held_out = f", {counts['val']:,} validation" if counts["val"] else ""
+    outcome = f"diverged in epoch {result.diverged} of {config.epochs}: " if result.diverged else ""
     lines = [
-        f"**{plan.asked.condition}**, seed {config.seed}: {network}, {plan.arch.parameters:,} parameters, "
+        f"**{plan.condition}**, seed {config.seed}: {network}, {plan.arch.parameters:,} parameters, "
         f"{config.optimizer} at lr {config.lr:g}, batch {config.batch_size}, {config.epochs} epochs of {data.name} "
-        f"({len(data.train):,} training and {len(data.test):,} test samples).",
+        f"({counts['train']:,} training{held_out} and {counts['test']:,} test samples).",
         f"**Out came** {outcome}test loss {final['final/test_loss']:.4f} nats, accuracy {final['final/test_accuracy']:.4f}; "
         f"train loss {final['final/train_loss']:.4f}, accuracy {final['final/train_accuracy']:.4f}; one seed.",
         f"**Bits**: weights `{result.state_digest[:16]}`, curves `{result.history_digest[:16]}`.",
@@ -159,17 +175,17 @@ def describe(plan: Plan, result: RunResult) -> str:
 
 
 @contextmanager
-def ending(log: RunLog) -> Iterator[None]:
-    """See that a run ends in one state: FINISHED, KILLED by the user, or FAILED with its traceback."""
+def ending(log: RunLog, say: Callable[[str], None]) -> Iterator[None]:
+    """See that a run that does not finish ends in one state: KILLED by the user, or FAILED with its traceback."""
     try:
         yield
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt)
         with suppress(Exception):  # what broke the run may break this too; the first error is the one to show
-            if not killed:
-                log.tags({"error": f"{type(error).__name__}: {error}"[:5000]})
-                log.text("traceback.txt", traceback.format_exc())
-        with suppress(Exception):
             log.finish("KILLED" if killed else "FAILED")
+            say(f"{'killed' if killed else 'failed'}   {log.id}; go on with: harness train --resume {log.id}")
+        with suppress(Exception):
+            if not killed:
+                log.tags({"error": slug(f"{type(error).__name__} {error}"[:500])})
+                log.text("traceback.txt", traceback.format_exc())
         raise
-    log.finish("FINISHED")

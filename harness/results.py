@@ -27,15 +27,7 @@ class EpochRecord:
     lane: int = 0
     health: Mapping[str, float] = field(default_factory=dict)  # "hidden1/mean": ...
     seconds: float | None = None  # wall time of the training steps, divided by the lanes that shared them
-
-    def diverged(self, num_classes: int) -> bool:
-        """Whether the loss left the numbers that mean anything: not finite, or 10,000 times that of guessing.
-
-        The second bound is for saturating networks: with tanh and lr=1e6 the weights reach 1e7 and the loss 1e7 nats,
-        yet float32 holds both for ever.
-        """
-        losses = [value for name, value in self.curves.items() if name.endswith("/loss")]
-        return self.epoch > 0 and not all(abs(loss) <= DIVERGED * math.log(max(num_classes, 2)) for loss in losses)
+    diverged: bool = False  # and so this lane's last record
 
     def metrics(self) -> dict[str, float]:
         """All of it under the metric names of the store."""
@@ -46,6 +38,21 @@ class EpochRecord:
     def to_json(self) -> dict[str, Any]:
         """A JSON object without the lane, which is no part of a run."""
         return {name: value for name, value in asdict(self).items() if name != "lane"}
+
+
+def has_diverged(curves: Mapping[str, float], start: Mapping[str, float], num_classes: int) -> bool:
+    """Whether the losses of an epoch left the numbers that mean anything, given those of epoch 0.
+
+    A loss that is not finite has; so has a test or validation loss above 10,000 times that of guessing, unless it began
+    above: deep networks from N(0, 1) start at 1e5 nats and may still learn. The bound is for saturating networks: with tanh
+    and lr=1e6 the weights reach 1e7 and the loss 1e7 nats, and float32 holds both for ever.
+    """
+    losses = {name: value for name, value in curves.items() if name.endswith("/loss")}
+    if not all(math.isfinite(value) for value in losses.values()):
+        return True
+    guessing = DIVERGED * math.log(max(num_classes, 2))
+    before = {name: value for name, value in start.items() if math.isfinite(value)}
+    return any(value > max(guessing, before.get(name, 0)) for name, value in losses.items() if name != "train/loss")
 
 
 def history_digest(records: Iterable[EpochRecord]) -> str:

@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,19 +17,15 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
-
-from harness.errors import InputError, StoreError
-from harness.results import EpochRecord
-
-# MLflow reads these at each call: a dead server is given up in seconds, not after four minutes
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from mlflow.utils.file_utils import local_file_uri_to_path
+from sqlalchemy.exc import SQLAlchemyError
+
+from harness.errors import InputError, MissingArtifact, StoreError
+from harness.results import EpochRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,9 +33,6 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "harness"  # of single runs
 UI = "http://127.0.0.1:5000"
-
-for _name in ("mlflow", "alembic"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 def store_uri() -> str:
@@ -54,7 +47,9 @@ class Store:
 
     def __init__(self, uri: str | None = None) -> None:
         self.uri = uri or store_uri()
-        with _refused(self.uri), self._alone():
+        for name in ("mlflow", "alembic"):  # they tell of every table that they create
+            logging.getLogger(name).setLevel(logging.WARNING)
+        with _refused(self.uri), self._alone(), _impatient():
             self.client = MlflowClient(self.uri)
             self.client.search_experiments(max_results=1)
 
@@ -77,24 +72,19 @@ class Store:
     def experiment(self, name: str) -> str:
         """The id of an experiment, created if need be; its artifacts lie beside a sqlite store, wherever a run starts."""
         with _refused(self.uri), self._alone():
-            if found := self.client.get_experiment_by_name(name):
-                return str(found.experiment_id)
             place = None if self.folder is None else (self.folder / "mlruns" / name).as_uri()
-            return self.client.create_experiment(name, artifact_location=place)
+            if self.client.get_experiment_by_name(name) is None:
+                with suppress(MlflowException):  # another process may be faster
+                    self.client.create_experiment(name, artifact_location=place)
+            if (found := self.client.get_experiment_by_name(name)) is None:
+                raise StoreError(f"store {self.uri}: experiment {name} could be neither found nor created")
+            return str(found.experiment_id)
 
     def create(self, experiment: str, name: str) -> RunLog:
         """A new run, RUNNING, in an experiment."""
         with _refused(self.uri):
             tags = {"mlflow.user": _user(), "mlflow.source.name": "harness train", "mlflow.source.type": "LOCAL"}
             return RunLog(self, self.client.create_run(self.experiment(experiment), run_name=name, tags=tags))
-
-    def adopt(self, run_id: str, name: str) -> RunLog:
-        """The run that `mlflow run` has begun. Raises InputError when it is not in this store, or already holds a run."""
-        run = self.get(run_id)
-        if "config_digest" in run.data.tags:
-            raise InputError(f"MLFLOW_RUN_ID={run_id} already holds a trained run; unset it to start another")
-        self.client.update_run(run_id, name=name)
-        return RunLog(self, run)
 
     def open(self, run_id: str) -> RunLog:
         """A run that is there. Raises InputError when the store has none."""
@@ -125,6 +115,13 @@ class RunLog:
     def id(self) -> str:
         return str(self.run.info.run_id)
 
+    def adopt(self, name: str) -> None:
+        """Take over a run that `mlflow run` has begun. Raises InputError when it already holds one."""
+        self.run = self.store.get(self.id)
+        if "config_digest" in self.run.data.tags:
+            raise InputError(f"MLFLOW_RUN_ID={self.id} already holds a run; unset it to start another")
+        self.store.client.update_run(self.id, name=name)
+
     def check_unfinished(self) -> None:
         """Raise InputError when there is nothing to go on with."""
         if self.run.info.status == "FINISHED":
@@ -143,10 +140,11 @@ class RunLog:
         """A local copy of one file of the run. Raises InputError when it has no such file."""
         if (root := _local(self.run)) is not None and (root / artifact).is_file():
             return root / artifact
-        try:
-            return Path(self.store.client.download_artifacts(self.id, artifact, into))
-        except (MlflowException, OSError) as error:
-            raise InputError(f"run {self.id} has no artifact {artifact}: {_line(error)}") from None
+        folder = str(Path(artifact).parent).removeprefix(".")
+        with _refused(self.store.uri):
+            if artifact in [file.path for file in self.store.client.list_artifacts(self.id, folder or None)]:
+                return Path(self.store.client.download_artifacts(self.id, artifact, into))
+        raise MissingArtifact(f"run {self.id} has no artifact {artifact}")
 
     def params(self, params: Mapping[str, str]) -> None:
         """Log params that are absent: `mlflow run` has logged its own spelling, and params cannot change."""
@@ -204,6 +202,8 @@ class RunLog:
         import mlflow.pytorch
 
         client, experiment = self.store.client, self.run.info.experiment_id
+        for before in client.search_logged_models([experiment], filter_string=f"source_run_id = '{self.id}'"):
+            client.delete_logged_model(before.model_id)  # of a process that was killed after it
         logged = client.create_logged_model(experiment, "model", source_run_id=self.id)
         with tempfile.TemporaryDirectory() as folder:
             place = f"{folder}/model"
@@ -227,7 +227,7 @@ class RunLog:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold this run: a second process that would train it is refused, until this one ends or dies."""
+        """Hold this run: a second process of this machine that would train it is refused, until this one ends or dies."""
         lock = FileLock(Path(tempfile.gettempdir()) / f"harness-{self.id}.lock")
         try:
             lock.acquire(timeout=0)
@@ -236,8 +236,7 @@ class RunLog:
         try:
             yield
         finally:
-            lock.release()
-            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()  # the file stays: to remove it would let two others hold it at once
 
     @property
     def page(self) -> str:
@@ -247,7 +246,7 @@ class RunLog:
     @property
     def chart(self) -> str:
         """Where `mlflow ui` shows this run beside the others of its study."""
-        search = quote(f"tags.study='{EXPERIMENT}'", safe="'.")
+        search = quote(f"tags.study='{EXPERIMENT}'")
         query = f"workflowType=machine_learning&compareRunsMode=CHART&searchFilter={search}"
         return f"{UI}/#/experiments/{self.run.info.experiment_id}/runs?{query}"
 
@@ -259,13 +258,26 @@ def _local(run: Run) -> Path | None:
 
 
 @contextmanager
+def _impatient() -> Iterator[None]:
+    """Give up a server that does not answer in seconds, where MLflow would try for four minutes; it reads these each time."""
+    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+@contextmanager
 def _refused(uri: str) -> Iterator[None]:
     """Turn whatever MLflow, SQLAlchemy and the disk raise for an unusable store into one line."""
     try:
         yield
     except (InputError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except (MlflowException, SQLAlchemyError, OSError, Timeout) as error:
         raise StoreError(f"store {uri} cannot be opened or written: {_line(error)}") from error
 
 

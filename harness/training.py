@@ -20,7 +20,7 @@ from harness.config import RunConfig
 from harness.data import Data
 from harness.errors import InputError, refusal
 from harness.network import Network, Rows, lane_buffer
-from harness.results import EpochRecord
+from harness.results import EpochRecord, has_diverged
 from harness.seeding import stream
 
 EVALUATION_BATCH = 1000  # samples; part of every result, as products of other shapes round differently
@@ -66,6 +66,7 @@ class Stack:
     train: list[Index]  # of each lane: rows of the training set it learns from
     held_out: list[Index]  # and those it does not
     epoch: int = 0
+    start: dict[int, Mapping[str, float]] = field(default_factory=dict)  # of each lane: its curves at epoch 0
     diverged: set[int] = field(default_factory=set)
     lanes: list[Network] = field(default_factory=list)  # each lane as a network of its own
     _batches: dict[int, Batch] = field(default_factory=dict)
@@ -130,7 +131,12 @@ class Stack:
         return {name: layout.state(row) for name, row in zip(names, self.rows[lane].moments, strict=True)}
 
     def restore(self, lane: int, epoch: int, steps: int, state: State, moments: Mapping[str, State]) -> None:
-        """Put a lane back where `epoch`, `steps`, `network.state(lane)` and `moments(lane)` were taken."""
+        """Put a lane back where `epoch`, `steps`, `network.state(lane)` and `moments(lane)` were taken.
+
+        Raises ValueError when another lane stands at another epoch: all lanes of a stack take the same steps.
+        """
+        if self.epoch not in (0, epoch):
+            raise ValueError(f"lane {lane} was at epoch {epoch}, the stack is at {self.epoch}")
         self.network.load(lane, state)
         layout, names = Rows.of(self.arch, "parameters"), OPTIMIZERS[self.configs[0].optimizer].moments
         for name, row in zip(names, self.rows[lane].moments, strict=True):
@@ -143,9 +149,16 @@ def subsets(config: RunConfig, samples: int) -> tuple[Index, Index]:
     """The rows of the training set that a run learns from and those that it holds out, by the seed's own split."""
     if not config.validation:
         return np.arange(samples), np.arange(0)
-    order = stream(config.seed, "subset").permutation(samples)
+    order = stream(config.seed, "subset", 1).permutation(samples)  # 0 is the split of a dataset that comes without one
     held_out = round(samples * config.validation)
     return order[held_out:], order[:held_out]
+
+
+def sample_counts(config: RunConfig, data: Data) -> dict[str, int]:
+    """How many samples a run learns from in an epoch (`train`), holds out (`val`) and is tested on (`test`)."""
+    learned, held_out = map(len, subsets(config, len(data.train)))
+    most = config.max_batches * config.batch_size or max(learned, held_out, len(data.test))
+    return {"train": min(learned, most), "val": min(held_out, most), "test": min(len(data.test), most)}
 
 
 def check(arch: Architecture, config: RunConfig, data: Data) -> None:
@@ -196,7 +209,7 @@ def train(stack: Stack, probe: bool = True) -> Iterator[EpochRecord]:
         for lane in sorted(set(range(lanes)) - stack.diverged):
             trained = dict(zip(("train/loss", "train/accuracy"), means[lane], strict=True))
             yield (done := record(stack, lane, probe, trained, seconds))
-            if done.diverged(stack.data.num_classes):
+            if done.diverged:
                 stack.diverged.add(lane)
 
 
@@ -209,7 +222,9 @@ def record(
         curves |= evaluate(stack, lane, "val")
     curves |= evaluate(stack, lane, "test")
     health_of = health.measure(stack.lanes[lane], *stack.probe(lane)) if probe else {}
-    return EpochRecord(stack.epoch, curves, lane, health_of, seconds)
+    start = stack.start.setdefault(lane, curves)
+    diverged = stack.epoch > 0 and has_diverged(curves, start, stack.data.num_classes)
+    return EpochRecord(stack.epoch, curves, lane, health_of, seconds, diverged)
 
 
 def evaluate(stack: Stack, lane: int, part: str) -> dict[str, float]:

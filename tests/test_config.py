@@ -381,8 +381,8 @@ def test_a_run_does_not_share_the_callers_layer_list() -> None:
 
 
 @given(CONFIGS)
-def test_condition_is_in_the_alphabet_of_tags(run: RunConfig) -> None:
-    assert re.fullmatch(r"[a-z0-9 ._=-]+", run.condition)
+def test_what_differs_is_in_the_alphabet_of_tags(run: RunConfig) -> None:
+    assert all(re.fullmatch(r"[a-z0-9 ._=-]+", text) for text in run.differs().values())
 
 
 @given(st.text(min_size=1))
@@ -396,11 +396,11 @@ def test_slug_leaves_names_of_variants_alone(text: str) -> None:
     assert slug(text) == text
 
 
-def test_condition_says_what_differs_from_the_defaults() -> None:
-    assert RunConfig().condition == "base"
-    assert RunConfig(norm="layernorm", act="relu").condition == "act=relu norm=layernorm"
-    assert RunConfig(lr="1e-1", act="tanh").condition == "lr=0.1"
-    assert RunConfig(network="some/where/Wide Net.json").condition == "network=wide net"
+def test_what_differs_from_the_defaults_is_named() -> None:
+    assert RunConfig().differs() == {}
+    assert RunConfig(norm="layernorm", act="relu", seed=3).differs() == {"act": "relu", "norm": "layernorm"}
+    assert RunConfig(lr="1e-1", act="tanh").differs() == {"lr": "0.1"}
+    assert RunConfig(network="some/where/Wide Net.json").differs() == {"network": "wide net"}
 
 
 def test_condition_is_the_same_for_every_seed_and_machine() -> None:

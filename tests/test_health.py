@@ -144,8 +144,8 @@ def test_measures_are_those_of_autograd_through_the_module(norm: str, act: str) 
     found = health.measure(network_of(arch, state), x, labels)
     assert found["hidden1/mean"] == pytest.approx(output.mean().item(), abs=1e-10)
     assert found["hidden1/std"] == pytest.approx(output.std(correction=0).item())
-    assert found["hidden1/saturated"] == pytest.approx((slope.abs() < 0.02).double().mean().item())
-    assert found["hidden1/dead"] == pytest.approx((slope.abs() < 0.02).all(0).double().mean().item())
+    assert found["hidden1/saturated"] == pytest.approx((slope.abs() < health.FLAT).double().mean().item())
+    assert found["hidden1/dead"] == pytest.approx((slope.abs() < health.FLAT).all(0).double().mean().item())
     assert found["hidden1/grad_norm"] == pytest.approx(gradient.norm().item(), rel=1e-7)
 
 
@@ -171,18 +171,16 @@ def test_probing_changes_no_weight_and_no_running_statistic(norm: str) -> None:
     before = network.state(0)
     x, labels = probe_batch(40)
     first = health.measure(network, x.float() * 7, labels)
-    histograms = health.histograms(network, x.float())
+    outputs = health.outputs(network, x.float())
     assert all(torch.equal(value, before[name]) for name, value in network.state(0).items())
     assert health.measure(network, x.float() * 7, labels) == first
-    assert list(histograms) == ["hidden1"]
+    assert [values.shape for values in outputs.values()] == [(40, 128)]
 
 
-def test_histogram_shares_sum_to_one_and_span_the_outputs() -> None:
+def test_outputs_are_those_of_the_activation() -> None:
     network = one_hidden("relu", [[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0])
-    shares, edges = health.histograms(network, samples([1.0, 5.0], [-3.0, 2.0])[0], bins=5)["hidden1"]
-    assert shares.sum() == pytest.approx(1)
-    assert (edges[0], edges[-1]) == (0, 5)
-    assert shares.tolist() == pytest.approx([1 / 4, 1 / 4, 1 / 4, 0, 1 / 4])
+    inputs = samples([1.0, 5.0], [-3.0, 2.0])[0]
+    assert health.outputs(network, inputs)["hidden1"].tolist() == [[1, 5], [0, 2]]
 
 
 def test_records_carry_the_health_of_a_fixed_batch_that_is_the_seeds() -> None:

@@ -29,7 +29,7 @@ ROWS = (
         "data",
     ),
     ("architecture", "network", "health", "training", "checkpoint", "record", "plots", "tracking"),
-    ("launch",),
+    ("plan", "recorder", "launch"),
     (),
     ("cli", "__main__"),
 )

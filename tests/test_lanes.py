@@ -77,9 +77,7 @@ def results(configs: Sequence[RunConfig], probe: bool = False) -> list[Ended]:
         for record in train(stack, probe):
             records[record.lane].append(record)
             states[record.lane] = digest(stack.network.state(record.lane))
-    return [
-        (state, history_digest(own), own[-1].epoch, own[-1].diverged(10)) for state, own in zip(states, records, strict=True)
-    ]
+    return [(state, history_digest(own), own[-1].epoch, own[-1].diverged) for state, own in zip(states, records, strict=True)]
 
 
 @cache

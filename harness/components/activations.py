@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
+
+from harness.components.layers import Shapes, Site
 
 aten = torch.ops.aten
 
@@ -25,16 +26,16 @@ class Activation:
     value: Callable[[Tensor, Tensor], Tensor] | None = None
     slope: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
-    def parameters(self, features: int) -> dict[str, tuple[int, ...]]:
+    def parameters(self, features: int) -> Shapes:
         return {}
 
-    def buffers(self, features: int) -> dict[str, tuple[int, ...]]:
+    def buffers(self, features: int) -> Shapes:
         return {}
 
-    def scratch(self, batch: int, features: int) -> dict[str, tuple[int, ...]]:
+    def scratch(self, batch: int, features: int) -> Shapes:
         return {"h": (batch, features), "s": (batch, features)}
 
-    def forward(self, at: SimpleNamespace, z: Tensor, training: bool) -> Tensor:
+    def forward(self, at: Site, z: Tensor, training: bool) -> Tensor:
         at.z = z
         if self.value is not None:
             return self.value(z, at.h)
@@ -42,7 +43,7 @@ class Activation:
             lane_h.copy_(self.module()(lane_z))
         return at.h
 
-    def derivative(self, at: SimpleNamespace) -> Tensor:
+    def derivative(self, at: Site) -> Tensor:
         """f'(z) of the last forward, (lanes, batch, features), in a buffer of the site."""
         if self.slope is not None:
             return self.slope(at.z, at.h, at.s)
@@ -53,7 +54,7 @@ class Activation:
                 lane_s.copy_(gradient)
         return at.s
 
-    def backward(self, at: SimpleNamespace, dh: Tensor) -> Tensor:
+    def backward(self, at: Site, dh: Tensor) -> Tensor:
         """dz = dh f'(z)."""
         return self.derivative(at).mul_(dh)
 

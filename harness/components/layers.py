@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 Shapes = dict[str, tuple[int, ...]]
+Site = SimpleNamespace  # the tensors of one layer for one batch size, by name
 
 
 class Layer(Protocol):
@@ -32,11 +33,11 @@ class Layer(Protocol):
         """Tensors that hold something between forward and backward."""
         ...
 
-    def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor:
+    def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
         """y, given x."""
         ...
 
-    def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor:
+    def backward(self, at: Site, dy: Tensor) -> Tensor:
         """dx, given dy for the x of the last forward; writes the parameters' gradients."""
         ...
 
@@ -72,11 +73,11 @@ class Linear:
     def scratch(self, batch: int, features: int) -> Shapes:
         return {"y": (batch, self.size), "dx": (0,) if self.first else (batch, features)}
 
-    def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor:
+    def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
         at.x = x
         return matmul(x, at.weight, at.y, at.bias)
 
-    def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor:
+    def backward(self, at: Site, dy: Tensor) -> Tensor:
         matmul(at.x.mT, dy, at.d_weight)
         torch.sum(dy, 1, keepdim=True, out=at.d_bias)
         return at.dx if self.first else matmul(dy, at.weight.mT, at.dx)
@@ -103,7 +104,7 @@ class Dropout:
     def scratch(self, batch: int, features: int) -> Shapes:
         return {"y": (batch, features), "mask": (batch, features), "dx": (batch, features)}
 
-    def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor:
+    def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
         at.training = training
         if not training:
             return x
@@ -112,7 +113,7 @@ class Dropout:
         torch.ge(at.mask, self.rate, out=at.mask).mul_(1 / (1 - self.rate))
         return torch.mul(x, at.mask, out=at.y)
 
-    def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor:
+    def backward(self, at: Site, dy: Tensor) -> Tensor:
         return torch.mul(dy, at.mask, out=at.dx) if at.training else dy
 
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from harness.components.layers import Layer, Shapes, Site
 from harness.modules import BatchNorm1d, LayerNorm1d
 
 aten = torch.ops.aten
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class BatchNormScratch:
         full, row = (batch, features), (1, features)
         return {"y": full, "xhat": full, "t": full, "dx": full, "mean": row, "inv": row, "row": row}
 
-    def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor:
+    def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
         at.training = training
         if training:
             torch.mean(x, 1, keepdim=True, out=at.mean)
@@ -60,7 +59,7 @@ class BatchNormScratch:
         at.xhat.mul_(at.inv)
         return torch.mul(at.xhat, at.weight, out=at.y).add_(at.bias)
 
-    def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor:
+    def backward(self, at: Site, dy: Tensor) -> Tensor:
         """dx = weight / sqrt(var + eps) (dy - mean(dy) - xhat mean(dy xhat)); in eval mode the means are 0."""
         torch.sum(dy, 1, keepdim=True, out=at.d_bias)
         torch.sum(torch.mul(dy, at.xhat, out=at.t), 1, keepdim=True, out=at.d_weight)
@@ -92,13 +91,13 @@ class LayerNormScratch:
         full, column = (batch, features), (batch, 1)
         return {"y": full, "xhat": full, "t": full, "dx": full, "inv": column, "column": column}
 
-    def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor:
+    def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
         torch.sub(x, torch.mean(x, 2, keepdim=True, out=at.column), out=at.xhat)
         torch.mean(torch.mul(at.xhat, at.xhat, out=at.t), 2, keepdim=True, out=at.inv)
         at.xhat.mul_(at.inv.add_(self.eps).sqrt_().reciprocal_())
         return torch.mul(at.xhat, at.weight, out=at.y).add_(at.bias)
 
-    def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor:
+    def backward(self, at: Site, dy: Tensor) -> Tensor:
         """With g = weight dy: dx = (g - mean(g) - xhat mean(g xhat)) / sqrt(var + eps), means over the features."""
         torch.sum(dy, 1, keepdim=True, out=at.d_bias)
         torch.sum(torch.mul(dy, at.xhat, out=at.t), 1, keepdim=True, out=at.d_weight)
@@ -129,12 +128,12 @@ class RMSNorm:
         full, column = (batch, features), (batch, 1)
         return {"y": full, "xhat": full, "t": full, "dx": full, "inv": column, "column": column}
 
-    def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor:
+    def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
         torch.mean(torch.mul(x, x, out=at.t), 2, keepdim=True, out=at.inv)
         torch.mul(x, at.inv.add_(self.eps).sqrt_().reciprocal_(), out=at.xhat)
         return torch.mul(at.xhat, at.weight, out=at.y)
 
-    def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor:
+    def backward(self, at: Site, dy: Tensor) -> Tensor:
         """With g = weight dy: dx = (g - xhat mean(g xhat)) / sqrt(mean(x^2) + eps)."""
         torch.sum(torch.mul(dy, at.xhat, out=at.t), 1, keepdim=True, out=at.d_weight)
         torch.mul(dy, at.weight, out=at.dx)
@@ -152,7 +151,7 @@ class BatchNorm(BatchNormScratch):
         full, row = (batch, features), (1, features)
         return {"y": full, "dx": full, "mean": row, "inv": row}
 
-    def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor:
+    def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
         at.x, at.training = x, training
         for k in range(len(x)):
             aten.native_batch_norm.out(
@@ -161,7 +160,7 @@ class BatchNorm(BatchNormScratch):
             )  # fmt: skip
         return at.y
 
-    def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor:
+    def backward(self, at: Site, dy: Tensor) -> Tensor:
         for k in range(len(dy)):
             aten.native_batch_norm_backward.out(
                 dy[k], at.x[k], at.weight[k, 0], at.running_mean[k, 0], at.running_var[k, 0], at.mean[k, 0], at.inv[k, 0],
@@ -180,7 +179,7 @@ class LayerNorm(LayerNormScratch):
         full, column = (batch, features), (batch, 1)
         return {"y": full, "dx": full, "mean": column, "inv": column}
 
-    def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor:
+    def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
         at.x = x
         for k in range(len(x)):
             aten.native_layer_norm.out(
@@ -188,7 +187,7 @@ class LayerNorm(LayerNormScratch):
             )
         return at.y
 
-    def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor:
+    def backward(self, at: Site, dy: Tensor) -> Tensor:
         for k in range(len(dy)):
             aten.native_layer_norm_backward.out(
                 dy[k], at.x[k], [dy.shape[2]], at.mean[k], at.inv[k], at.weight[k, 0], at.bias[k, 0], [True, True, True],
@@ -220,7 +219,7 @@ class ByAutograd:
     def scratch(self, batch: int, features: int) -> Shapes:
         return {"y": (batch, features), "dx": (batch, features)}
 
-    def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor:
+    def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
         names, at.graphs = list(self.parameters(x.shape[2])), []
         with torch.device("meta"):
             module = self.make(x.shape[2])
@@ -232,7 +231,7 @@ class ByAutograd:
                 at.y[k].copy_(y.detach())
         return at.y
 
-    def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor:
+    def backward(self, at: Site, dy: Tensor) -> Tensor:
         places = [at.dx[:, None], *(getattr(at, f"d_{name}") for name in self.parameters(dy.shape[2]))]
         for k, (y, inputs) in enumerate(at.graphs):
             for place, gradient in zip(places, torch.autograd.grad(y, inputs, dy[k]), strict=True):
@@ -240,20 +239,14 @@ class ByAutograd:
         return at.dx
 
 
-class Norm(Protocol):
-    """A components.layers.Layer that also knows torch's module of it, and whether it can train on a single sample."""
+class Norm(Layer, Protocol):
+    """A layer that also knows torch's module of it, and whether it can train on a single sample."""
 
     needs_two_samples: ClassVar[bool]
 
     def module(self, features: int) -> nn.Module:
         """The same norm as torch has it, for people and for tests to compare with."""
         ...
-
-    def parameters(self, features: int) -> Shapes: ...
-    def buffers(self, features: int) -> Shapes: ...
-    def scratch(self, batch: int, features: int) -> Shapes: ...
-    def forward(self, at: SimpleNamespace, x: Tensor, training: bool) -> Tensor: ...
-    def backward(self, at: SimpleNamespace, dy: Tensor) -> Tensor: ...
 
 
 NORMS: Mapping[str, Norm | None] = {

@@ -1,7 +1,8 @@
 """Optimizers: a row is a name, an update rule and its paper. An update works on the flat row of one lane.
 
 One fused call a lane, on a row that starts and ends on a vector: a lane's bits cannot depend on its neighbours.
-The rules and defaults are torch.optim's; `weight_decay` is added to the gradient, but for adamw, which shrinks the weights.
+The rules and their constants are torch.optim's; lr and weight_decay are the config's. Decay is added to the gradient of every
+parameter, biases and norms too; adamw shrinks the parameters instead, and at weight_decay = 0 is adam.
 """
 
 from __future__ import annotations
