@@ -26,7 +26,7 @@ from torch import nn
 import harness
 from harness import data
 from harness.checkpoint import Checkpoint, state_digest
-from harness.config import FIELDS, RunConfig
+from harness.config import FIELDS, RunConfig, slug
 from harness.errors import InputError, StoreError
 from harness.launch import RunResult
 from harness.results import EpochRecord, history_digest
@@ -202,7 +202,8 @@ def test_history_file_equals_the_metrics(artifact: Callable[[str], Path], client
 
 def test_record_says_under_what_the_run_ran(artifact: Callable[[str], Path], finished: RunResult) -> None:
     record = json.loads(artifact("record.json").read_text(encoding="utf-8"))
-    assert record["digests"] == {
+    digests = {name.removesuffix("_digest"): digest for name, digest in record["digests"].items()}
+    assert digests == {
         "config": ASKED.digest,
         "data": data.load("mnist_5k", "unused").digest,
         "state": finished.state_digest,
@@ -535,7 +536,7 @@ def test_error_of_the_caller_ends_the_run_and_reaches_the_caller(
         harness.train(TINY, report=report)
     (run,) = (run for run in runs(client) if run.info.run_id not in before)
     assert run.info.status == status
-    assert run.data.tags.get("error") == ("ZeroDivisionError: by hand" if status == "FAILED" else None)
+    assert run.data.tags.get("error") == (slug("ZeroDivisionError: by hand") if status == "FAILED" else None)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
