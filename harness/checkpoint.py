@@ -104,7 +104,7 @@ def save_model(model: nn.Module, path: str | Path, network: RunConfig | LayerLis
 
 
 def _pack(tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> bytes:
-    text = json.dumps(meta, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(meta, separators=(",", ":"))
     return save(dict(tensors), {"harness": text, "sha256": _digest(tensors, text)})
 
 

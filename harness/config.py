@@ -180,7 +180,9 @@ class RunConfig(BaseModel):
         """What differs from the defaults, seed and machine aside: `{"act": "relu"}`. A network goes by the stem of its file."""
         names = {name: text for name, text in self.changed().items() if name not in ("seed", "device", "data_dir")}
         if self.network != "mlp":
-            names["network"] = (Path(self.network).stem or "file") if isinstance(self.network, str) else f"layers-{self.network.digest[:8]}"
+            names["network"] = (
+                (Path(self.network).stem or "file") if isinstance(self.network, str) else f"layers-{self.network.digest[:8]}"
+            )
         return {name: slug(text) for name, text in names.items()}
 
     @property

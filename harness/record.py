@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from git import InvalidGitRepositoryError, NoSuchPathError, Repo
-from git.exc import GitError
 
 from harness import seeding, version
 from harness.config import RunConfig
@@ -23,13 +21,17 @@ PACKAGES = ("torch", "torchvision", "numpy", "mlflow", "safetensors", "pandas", 
 
 
 def git_commit(folder: Path = Path(__file__).parent) -> tuple[str, bool] | None:
-    """The commit of the code and whether files differ from it; None outside a git checkout."""
+    """The commit of the code and whether files differ from it; None outside a git checkout, or where there is no git."""
+    try:
+        from git import GitError, Repo  # refuses to be imported where there is no git
+    except ImportError:
+        return None
     try:
         with Repo(folder, search_parent_directories=True) as repo:
             if not repo.git.ls_files(str(folder)):  # installed into somebody else's checkout
                 return None
             return repo.head.commit.hexsha, repo.is_dirty()
-    except (InvalidGitRepositoryError, NoSuchPathError, GitError, ValueError, OSError):
+    except (GitError, ValueError, OSError):
         return None
 
 

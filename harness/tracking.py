@@ -6,10 +6,11 @@ import getpass
 import json
 import logging
 import os
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -50,6 +51,7 @@ class Store:
         for name in ("mlflow", "alembic"):  # they tell of every table that they create
             logging.getLogger(name).setLevel(logging.WARNING)
         with _refused(self.uri), self._alone(), _impatient():
+            self._probe()
             self.client = MlflowClient(self.uri)
             self.client.search_experiments(max_results=1)
 
@@ -68,6 +70,12 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self.uri.removeprefix('sqlite:///')}.lock", timeout=60):
             yield
+
+    def _probe(self) -> None:
+        """Raise at once where a sqlite file cannot be written; MLflow would try for two minutes."""
+        if self.folder is not None:
+            with closing(sqlite3.connect(self.uri.removeprefix("sqlite:///"), timeout=30)) as file:
+                file.execute("BEGIN IMMEDIATE")
 
     def experiment(self, name: str) -> str:
         """The id of an experiment, created if need be; its artifacts lie beside a sqlite store, wherever a run starts."""
@@ -130,7 +138,9 @@ class RunLog:
             raise InputError(f"run {self.id} is no harness run that had begun; start it afresh")
 
     def resume(self) -> None:
-        """Make the run RUNNING again, and learn which rows it has."""
+        """Make the run RUNNING again, without the error that it may have failed with, and learn which rows it has."""
+        if "error" in self.run.data.tags:
+            self.store.client.delete_tag(self.id, "error")
         keys = self.run.data.metrics
         self.logged = {(key, row.step) for key in keys for row in self.store.client.get_metric_history(self.id, key)}
         self.store.client.update_run(self.id, status="RUNNING")
@@ -228,7 +238,10 @@ class RunLog:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Hold this run: a second process of this machine that would train it is refused, until this one ends or dies."""
-        lock = FileLock(Path(tempfile.gettempdir()) / f"harness-{self.id}.lock")
+        place = self.store.folder and self.store.folder / "mlruns" / ".locks"
+        place = place or Path(tempfile.gettempdir())
+        place.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place / f"harness-{self.id}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -277,7 +290,7 @@ def _refused(uri: str) -> Iterator[None]:
         yield
     except (InputError, KeyboardInterrupt):
         raise
-    except (MlflowException, SQLAlchemyError, OSError, Timeout) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, Timeout) as error:
         raise StoreError(f"store {uri} cannot be opened or written: {_line(error)}") from error
 
 
