@@ -37,10 +37,18 @@ UI = "http://127.0.0.1:5000"
 
 
 def store_uri() -> str:
-    """MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` of the working directory; the path of a sqlite store made absolute."""
+    """MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` of the working directory; the path of a sqlite store made absolute.
+
+    Raises StoreError for a path that would mean something else in a URI.
+    """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     path = uri.removeprefix("sqlite:///")
-    return uri if path == uri else f"sqlite:///{Path(path).absolute()}"
+    if path == uri:
+        return uri
+    place = str(Path(path).absolute())
+    if found := sorted(set("?%#") & set(place)):
+        raise StoreError(f"store {place}: a sqlite store cannot lie in a folder with {found[0]} in its name; use another")
+    return f"sqlite:///{place}"
 
 
 class Store:
@@ -51,7 +59,7 @@ class Store:
         for name in ("mlflow", "alembic"):  # they tell of every table that they create
             logging.getLogger(name).setLevel(logging.WARNING)
         with _refused(self.uri), self._alone(), _impatient():
-            self._probe()
+            self._create()
             self.client = MlflowClient(self.uri)
             self.client.search_experiments(max_results=1)
 
@@ -71,11 +79,22 @@ class Store:
         with FileLock(f"{self.uri.removeprefix('sqlite:///')}.lock", timeout=60):
             yield
 
-    def _probe(self) -> None:
-        """Raise at once where a sqlite file cannot be written; MLflow would try for two minutes."""
-        if self.folder is not None:
-            with closing(sqlite3.connect(self.uri.removeprefix("sqlite:///"), timeout=30)) as file:
-                file.execute("BEGIN IMMEDIATE")
+    def _create(self) -> None:
+        """Make a sqlite store that is not there, beside its place: one that is half made can never be used again.
+
+        Raises at once where it cannot be written; MLflow would try for two minutes.
+        """
+        if self.folder is None:
+            return
+        path = Path(self.uri.removeprefix("sqlite:///"))
+        for left in self.folder.glob(f".{path.name}.new*"):  # by a process that was killed
+            left.unlink()
+        if not path.exists():
+            (new := path.with_name(f".{path.name}.new")).touch()
+            MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+            new.replace(path)
+        with closing(sqlite3.connect(path, timeout=30)) as file:
+            file.execute("BEGIN IMMEDIATE")
 
     def experiment(self, name: str) -> str:
         """The id of an experiment, created if need be; its artifacts lie beside a sqlite store, wherever a run starts."""
@@ -126,7 +145,7 @@ class RunLog:
     def adopt(self, name: str) -> None:
         """Take over a run that `mlflow run` has begun. Raises InputError when it already holds one."""
         self.run = self.store.get(self.id)
-        if "config_digest" in self.run.data.tags:
+        if "config_digest" in self.run.data.tags or self.run.info.status not in ("RUNNING", "SCHEDULED"):
             raise InputError(f"MLFLOW_RUN_ID={self.id} already holds a run; unset it to start another")
         self.store.client.update_run(self.id, name=name)
 

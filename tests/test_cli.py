@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 from mlflow import MlflowClient
 
 from harness.config import FIELDS, RunConfig
@@ -262,9 +261,9 @@ def test_dead_server_is_given_up_within_thirty_seconds(
     assert late["dead server"][1] == []
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    assert_bad_input(harness_says(tmp_path, "train", *DATA, "--device", "cuda"), "device='cuda'", "allowed: cpu, auto")
+    done = harness_says(tmp_path, "train", *DATA, "--device", "cuda", CUDA_VISIBLE_DEVICES="")
+    assert_bad_input(done, "device='cuda'", "allowed: cpu, auto")
     assert not list(tmp_path.iterdir())
 
 
@@ -391,6 +390,7 @@ def test_reader_that_leaves_does_not_break_the_run(tmp_path: Path) -> None:
     assert run.info.status == "FINISHED"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [60_000, 250_000, 400_000])
 def test_kill_while_a_fresh_store_is_being_made_leaves_one_that_can_be_used(size: int, tmp_path: Path) -> None:
     """MLflow makes its tables in a second or two; whoever loses power in it can start again."""
@@ -408,3 +408,10 @@ def test_run_needs_no_git(tmp_path: Path) -> None:
     """The commit is a fact of the record, not a condition of training."""
     done = harness_says(tmp_path, "train", *TINY, PATH=str(tmp_path / "nothing-here"))
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["question?mark", "per%20cent"])
+def test_folder_whose_name_means_something_in_a_uri_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    assert_bad_input(harness_says(tmp_path / name, "train", *DATA), "sqlite store cannot lie in a folder with")
+    assert [path.name for path in tmp_path.rglob("*")] == [name]
