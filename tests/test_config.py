@@ -28,7 +28,7 @@ NAMED = ("init", "act", "norm", "optimizer", "dataset", "normalize", "device")
 REALS = ("lr", "weight_decay", "dropout", "validation")
 WHOLES = ("seed", "epochs", "batch_size", "hidden_dim", "max_batches")
 
-DEFAULTS = {  # the table of the design, as text
+DEFAULTS = {  # the table of the README, as text
     "init": "normal",
     "act": "tanh",
     "norm": "none",

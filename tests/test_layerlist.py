@@ -13,7 +13,7 @@ from harness.errors import InputError
 from harness.layerlist import LayerList, parse, read
 
 PLAIN = ("relu", "sigmoid", "tanh", "leaky_relu", "silu", "gelu", "batch_norm", "layer_norm")
-TYPES = ("linear", "dropout", *PLAIN)  # those of the design
+TYPES = ("linear", "dropout", *PLAIN)  # those of the documented format
 SIZES = st.integers(1, 10**6)
 LISTS = st.fixed_dictionaries(
     {

@@ -20,7 +20,7 @@ MAIN: dict[str, Any] = PROJECT["entry_points"]["main"]
 CONDA: dict[str, Any] = yaml.safe_load((ROOT / "conda.yaml").read_text(encoding="utf-8"))
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
-# DESIGN.md section 3: the table that outside programs rely on
+# the table that outside programs rely on
 TABLE = {
     "init": "normal",
     "act": "tanh",
