@@ -168,7 +168,7 @@ def _read_csv(name: str, source: Source, data_dir: str) -> tuple[dict[str, str],
 
 def _stratified(images: Tensor, labels: Tensor) -> tuple[Pair, Pair]:
     """Four fifths of each class for training, one for testing, each part shuffled: the same split for ever."""
-    rng = stream(0, "subset", 0)
+    rng = stream(0, "subset")
     classes = [rng.permutation(torch.nonzero(labels == label)[:, 0].numpy()) for label in range(10)]
     train = rng.permutation(np.concatenate([rows[: len(rows) * 4 // 5] for rows in classes]))
     test = rng.permutation(np.concatenate([rows[len(rows) * 4 // 5 :] for rows in classes]))
@@ -231,7 +231,7 @@ def _download(name: str, source: Source, folder: Path, missing: set[str]) -> Non
                 if missing & {archive, archive.removesuffix(".gz")}:
                     _fetch(torchvision, [f"{mirror}{archive}" for mirror in dataset.mirrors], folder, archive, md5)
     except Exception as error:  # torchvision lets through whatever the network, the archive and the disk raise
-        with suppress(OSError):  # leave no empty folders that look as if the dataset were there
+        with suppress(OSError, ValueError):  # leave no empty folders that look as if the dataset were there
             for empty in (folder, folder.parent):
                 empty.rmdir()
         raise DataError(f"dataset={name}: not in {folder}, and the download failed: {str(error).strip('<>')[:200]}") from None

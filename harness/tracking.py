@@ -46,7 +46,7 @@ def store_uri() -> str:
     if path == uri:
         return uri
     place = str(Path(path).absolute())
-    if found := sorted(set("?%#") & set(place)):
+    if found := sorted(set("?%") & set(place)):
         raise StoreError(f"store {place}: a sqlite store cannot lie in a folder with {found[0]} in its name; use another")
     return f"sqlite:///{place}"
 

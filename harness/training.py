@@ -149,7 +149,7 @@ def subsets(config: RunConfig, samples: int) -> tuple[Index, Index]:
     """The rows of the training set that a run learns from and those that it holds out, by the seed's own split."""
     if not config.validation:
         return np.arange(samples), np.arange(0)
-    order = stream(config.seed, "subset", 1).permutation(samples)  # 0 is the split of a dataset that comes without one
+    order = stream(config.seed, "subset", 1).permutation(samples)  # without an index it is the split of a dataset
     held_out = round(samples * config.validation)
     return order[held_out:], order[:held_out]
 
