@@ -32,14 +32,14 @@ def lane_buffer(lanes: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Rows:
+class Layout:
     """Where each tensor of a lane lies in its flat row."""
 
     places: Mapping[str, tuple[int, tuple[int, ...]]]  # "linear1.weight" -> (start, shape)
     size: int
 
     @classmethod
-    def of(cls, arch: Architecture, what: str) -> Rows:
+    def of(cls, arch: Architecture, what: str) -> Layout:
         """The layout of all `parameters`, or all `buffers`."""
         places, start = {}, 0
         for placed in arch.layers:
@@ -82,7 +82,7 @@ class Network:
     @classmethod
     def zeros(cls, arch: Architecture, lanes: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Network:
         """Lanes without weights, to be loaded."""
-        parameters, buffers = Rows.of(arch, "parameters").size, Rows.of(arch, "buffers").size
+        parameters, buffers = Layout.of(arch, "parameters").size, Layout.of(arch, "buffers").size
         weights, gradients, kept = (
             torch.zeros(lanes, n, device=device, dtype=dtype) for n in (parameters, parameters, buffers)
         )
@@ -99,7 +99,7 @@ class Network:
         return self._sites[batch]
 
     def _build(self, batch: int) -> Iterator[tuple[Any, Site]]:
-        parameters, kept = Rows.of(self.arch, "parameters"), Rows.of(self.arch, "buffers")
+        parameters, kept = Layout.of(self.arch, "parameters"), Layout.of(self.arch, "buffers")
         weights, gradients, buffers = parameters.views(self.weights), parameters.views(self.gradients), kept.views(self.buffers)
         for name, layer, features in ((placed.name, placed.layer, placed.features) for placed in self.arch.layers):
             yield (
@@ -116,6 +116,10 @@ class Network:
                 ),
             )
 
+    def reseed(self, name: str, rngs: list[Generator]) -> None:
+        """Give a dropout layer the streams of an epoch, one a lane. Its sites hold this list: it is filled, not replaced."""
+        self.rngs.setdefault(name, [])[:] = rngs
+
     def forward(self, x: Tensor, training: bool) -> Tensor:
         """Logits (lanes, batch, classes) of inputs (lanes, batch, features)."""
         for layer, at in self.sites(x.shape[1]):
@@ -129,9 +133,11 @@ class Network:
 
     def load(self, k: int, state: Mapping[str, Tensor]) -> None:
         """Set the weights and buffers of lane k."""
-        Rows.of(self.arch, "parameters").load(self.weights[k], state)
-        Rows.of(self.arch, "buffers").load(self.buffers[k], state)
+        Layout.of(self.arch, "parameters").load(self.weights[k], state)
+        Layout.of(self.arch, "buffers").load(self.buffers[k], state)
 
     def state(self, k: int) -> State:
         """A copy of the weights and buffers of lane k, in torch.nn's names and layout."""
-        return Rows.of(self.arch, "parameters").state(self.weights[k]) | Rows.of(self.arch, "buffers").state(self.buffers[k])
+        return Layout.of(self.arch, "parameters").state(self.weights[k]) | Layout.of(self.arch, "buffers").state(
+            self.buffers[k]
+        )

@@ -19,12 +19,12 @@ from harness.components.optimizers import OPTIMIZERS, Row
 from harness.config import RunConfig
 from harness.data import Data
 from harness.errors import InputError, refusal
-from harness.network import Network, Rows, lane_buffer
+from harness.network import Layout, Network, lane_buffer
 from harness.results import EpochRecord, has_diverged
 from harness.seeding import stream
 
 EVALUATION_BATCH = 1000  # samples; part of every result, as products of other shapes round differently
-OWN = ("init", "seed", "lr", "weight_decay")  # in what lanes of one stack may differ
+MAY_DIFFER = ("init", "seed", "lr", "weight_decay")  # in what lanes of one stack may differ
 Index = NDArray[np.int64]
 
 
@@ -76,8 +76,8 @@ class Stack:
         """A stack before training. Raises InputError when two configs differ in what all lanes share."""
         first = configs[0]
         for name in RunConfig.model_fields:
-            if name not in OWN and len({getattr(config, name) for config in configs}) > 1:
-                raise InputError(f"lanes of one stack must share {name}; they may differ in {', '.join(OWN)}")
+            if name not in MAY_DIFFER and len({getattr(config, name) for config in configs}) > 1:
+                raise InputError(f"lanes of one stack must share {name}; they may differ in {', '.join(MAY_DIFFER)}")
         network = Network.zeros(arch, len(configs), first.device)
         lanes = [network.lane(k) for k in range(len(configs))]
         for k, config in enumerate(configs):
@@ -117,7 +117,7 @@ class Stack:
         """Give each dropout layer the streams of this epoch."""
         names = [placed.name for placed in self.arch.layers if isinstance(placed.layer, Dropout)]
         for i, name in enumerate(names):
-            self.network.rngs.setdefault(name, [])[:] = [stream(c.seed, "dropout", self.epoch, i) for c in self.configs]
+            self.network.reseed(name, [stream(c.seed, "dropout", self.epoch, i) for c in self.configs])
 
     def probe(self, lane: int) -> tuple[Tensor, Tensor]:
         """A lane's fixed probe batch out of what it learns from: inputs (1, n, features), labels (1, n)."""
@@ -127,7 +127,7 @@ class Stack:
 
     def moments(self, lane: int) -> dict[str, State]:
         """A copy of a lane's optimizer state, in the weights' names and layout."""
-        layout, names = Rows.of(self.arch, "parameters"), OPTIMIZERS[self.configs[0].optimizer].moments
+        layout, names = Layout.of(self.arch, "parameters"), OPTIMIZERS[self.configs[0].optimizer].moments
         return {name: layout.state(row) for name, row in zip(names, self.rows[lane].moments, strict=True)}
 
     def restore(self, lane: int, epoch: int, steps: int, state: State, moments: Mapping[str, State]) -> None:
@@ -138,7 +138,7 @@ class Stack:
         if self.epoch not in (0, epoch):
             raise ValueError(f"lane {lane} was at epoch {epoch}, the stack is at {self.epoch}")
         self.network.load(lane, state)
-        layout, names = Rows.of(self.arch, "parameters"), OPTIMIZERS[self.configs[0].optimizer].moments
+        layout, names = Layout.of(self.arch, "parameters"), OPTIMIZERS[self.configs[0].optimizer].moments
         for name, row in zip(names, self.rows[lane].moments, strict=True):
             layout.load(row, moments[name])
         self.steps.fill_(steps)
@@ -189,7 +189,7 @@ def train(stack: Stack, probe: bool = True) -> Iterator[EpochRecord]:
     network, config, lanes = stack.network, stack.configs[0], len(stack.configs)
     optimizer = OPTIMIZERS[config.optimizer]
     if stack.epoch == 0:
-        yield from (record(stack, lane, probe) for lane in range(lanes))
+        yield from (measured(stack, lane, probe) for lane in range(lanes))
     while stack.epoch < config.epochs and len(stack.diverged) < lanes:
         stack.epoch += 1
         stack.reseed_dropout()
@@ -208,12 +208,12 @@ def train(stack: Stack, probe: bool = True) -> Iterator[EpochRecord]:
         seconds = (time.perf_counter() - start) / lanes
         for lane in sorted(set(range(lanes)) - stack.diverged):
             trained = dict(zip(("train/loss", "train/accuracy"), means[lane], strict=True))
-            yield (done := record(stack, lane, probe, trained, seconds))
+            yield (done := measured(stack, lane, probe, trained, seconds))
             if done.diverged:
                 stack.diverged.add(lane)
 
 
-def record(
+def measured(
     stack: Stack, lane: int, probe: bool, trained: Mapping[str, float] = {}, seconds: float | None = None
 ) -> EpochRecord:
     """A lane's record of this epoch: what training saw, validation and test in eval mode, and the health of its layers."""

@@ -201,3 +201,18 @@ with exact_arithmetic():
 
 def test_added_levels_are_exact_as_lanes(extended: Path) -> None:
     run(extended, "-c", LANES)
+
+
+@pytest.mark.slow
+def test_python_in_the_readme_runs(tmp_path: Path) -> None:
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S))
+    assert "groupby" in code
+    assert "harness.train" in code
+    *lines, last = code.strip().splitlines()
+    env = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | {"PYTHONPATH": str(ROOT)}
+    script = "\n".join([*lines, f"table = {last}", "print(table.to_csv())"])
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    row = done.stdout.strip().splitlines()[-1].split(",")
+    assert row[:3] == ["mnist_5k", "norm=layernorm dataset=mnist_5k", "1"]
+    assert row[-1] == "0"  # diverged
