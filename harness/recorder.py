@@ -90,6 +90,7 @@ class Recorder:
             raise CheckpointError(f"{LAST} belongs to another config or other data")
         stack.restore(lane, last.epoch, last.steps, last.state, last.moments)
         self.history = list(last.history)
+        self.probe = self.probe and bool(self.history[0].health)  # as the run was begun
         stack.start[lane] = self.history[0].curves
         if self.history[-1].diverged:
             stack.diverged.add(lane)
@@ -145,7 +146,7 @@ class Recorder:
         plan = self.plan
         title = f"{plan.name} on {plan.data.name}" + (", diverged" if self.history[-1].diverged else "")
         self.log.figure("plots/history.png", plots.history(self.history, title))
-        if self.probe:
+        if self.history[0].health:
             start = Network.zeros(plan.arch, 1, plan.config.device)
             start.load(0, initial_state(plan.arch, plan.config.init, plan.config.seed))  # once more, from its stream
             inputs, _ = stack.probe(lane)

@@ -460,6 +460,13 @@ def test_mlflow_still_follows_the_environment_after_a_run(place: Path, monkeypat
     assert mlflow.get_tracking_uri() == "sqlite:///somewhere-else.db"
 
 
+def test_network_without_hidden_layers_has_no_health_and_no_picture_of_it(client: MlflowClient, place: Path) -> None:
+    result = harness.train(RunConfig(dataset="mnist_5k", epochs=2, max_batches=4, network={"layers": []}))
+    assert "plots/history.png" in paths(client, result.run_id)
+    assert "plots/activations.png" not in paths(client, result.run_id)
+    assert not any(key.startswith("health/") for key in client.get_run(result.run_id).data.metrics)
+
+
 @pytest.mark.slow
 def test_process_that_trains_has_the_environment_it_started_with(tmp_path: Path) -> None:
     code = (

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +313,14 @@ def test_history_file_of_a_resumed_run_has_its_columns_in_the_same_order(
     run_id = stopped_at("epoch 4", monkeypatch, client)
     resume(run_id)
     assert list(table(client, run_id)) == list(table(client, whole.run_id))
+
+
+def test_run_begun_without_the_probe_is_resumed_without_it(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "train", partial(harness.train, probe=False))
+    run_id = stopped_at("epoch 4", monkeypatch, client)
+    result = resume(run_id, say=lambda line: None)
+    assert not any(record.health for record in result.history)
+    assert not any(key.startswith("health/") for key in client.get_run(run_id).data.metrics)
 
 
 def test_failed_run_that_is_resumed_is_not_both_finished_and_failed(client: MlflowClient, whole: RunResult) -> None:
