@@ -588,3 +588,20 @@ def test_missing_archives_are_fetched(
         (kmnist / file).unlink()
     with serving(mirror, monkeypatch, "KMNIST"):
         assert load("kmnist", str(data_dir)).name == "kmnist"
+
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the archives
+
+if FASHION.is_dir():
+
+    @pytest.mark.slow
+    def test_real_fashion_mnist_is_read(data_dir: Path) -> None:
+        raw = data_dir / "FashionMNIST" / "raw"
+        raw.mkdir(parents=True)
+        for file in FILES:
+            (raw / file).write_bytes(gzip.decompress((FASHION / f"{file}.gz").read_bytes()))
+        data = load("fashion_mnist", str(data_dir), "standard")
+        assert (len(data.train), len(data.test)) == (60000, 10000)
+        assert data.train.labels.bincount().tolist() == [6000] * 10
+        assert abs(data.train.images.mean().item()) < 0.002
+        assert abs(data.train.images.std().item() - 1) < 0.002
