@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from click.core import Option
+from test_config import DEFAULTS as TABLE
 
 from harness.cli import cli, train
 from harness.config import FIELDS, RunConfig
@@ -20,30 +21,8 @@ MAIN: dict[str, Any] = PROJECT["entry_points"]["main"]
 CONDA: dict[str, Any] = yaml.safe_load((ROOT / "conda.yaml").read_text(encoding="utf-8"))
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
-# the table that outside programs rely on
-TABLE = {
-    "init": "normal",
-    "act": "tanh",
-    "norm": "none",
-    "optimizer": "sgd",
-    "seed": "0",
-    "lr": "0.01",
-    "weight_decay": "0",
-    "dropout": "0",
-    "epochs": "10",
-    "batch_size": "32",
-    "hidden_dim": "128",
-    "max_batches": "0",
-    "network": "mlp",
-    "dataset": "auto",
-    "normalize": "unit",
-    "validation": "0",
-    "device": "cpu",
-    "data_dir": "~/.cache/harness/data",
-}
 
-
-def test_config_is_the_table_of_the_design() -> None:
+def test_config_is_the_table_of_the_readme() -> None:
     assert RunConfig().text() == TABLE
     assert list(RunConfig().text()) == list(TABLE)
 
