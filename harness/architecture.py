@@ -20,12 +20,11 @@ from harness.components.inits import INITS
 from harness.components.layers import Dropout, Linear
 from harness.components.norms import NORMS
 from harness.config import RunConfig
-from harness.layerlist import DropoutSpec, LayerList, LinearSpec
+from harness.layerlist import NORM_TYPES, DropoutSpec, LayerList, LinearSpec
 from harness.seeding import stream
 
 State = dict[str, Tensor]  # weights and buffers under the names and in the layout of torch.nn
 PIXELS, CLASSES = 784, 10  # of every dataset so far, and so of network=mlp
-NORM_TYPES = {"batch_norm": "batchnorm", "layer_norm": "layernorm"}  # the layer list's words for rows of NORMS
 
 
 @dataclass(frozen=True)

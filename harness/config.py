@@ -176,14 +176,17 @@ class RunConfig(BaseModel):
         values = self.model_dump(mode="json", exclude={"data_dir"})
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
+    def label(self, name: str) -> str:
+        """A field's text in the alphabet of tags; a network goes by the stem of its file."""
+        if name == "network" and isinstance(self.network, LayerList):
+            return f"layers-{self.network.digest[:8]}"
+        if name == "network":
+            return slug(Path(self.network).stem or "file") if self.network != "mlp" else "mlp"
+        return slug(_text(getattr(self, name)))
+
     def differs(self) -> dict[str, str]:
-        """What differs from the defaults, seed and machine aside: `{"act": "relu"}`. A network goes by the stem of its file."""
-        names = {name: text for name, text in self.changed().items() if name not in ("seed", "device", "data_dir")}
-        if self.network != "mlp":
-            names["network"] = (
-                (Path(self.network).stem or "file") if isinstance(self.network, str) else f"layers-{self.network.digest[:8]}"
-            )
-        return {name: slug(text) for name, text in names.items()}
+        """What differs from the defaults, seed and machine aside: `{"act": "relu"}`."""
+        return {name: self.label(name) for name in self.changed() if name not in ("seed", "device", "data_dir")}
 
     @property
     def condition(self) -> str:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from harness import tracking
 from harness.checkpoint import Checkpoint
 from harness.config import FIELDS, RunConfig
 from harness.errors import CheckpointError, InputError, MissingArtifact, refusal
@@ -18,11 +16,13 @@ from harness.layerlist import LayerList
 from harness.plan import Plan, prepare
 from harness.recorder import BEST, LAST, Recorder, RunResult, ending
 from harness.results import EpochRecord
-from harness.tracking import Store
+from harness.study import SINGLE, Cell, Variant
+from harness.tracking import RunLog, Store
 from harness.training import Stack, exact_arithmetic
 from harness.training import train as train_stack
 
 Report = Callable[[EpochRecord, int], None]  # a record, and how many epochs there will be
+Ended = RunResult | Exception
 
 
 def train(
@@ -42,15 +42,15 @@ def train(
     """
     plan = prepare(config, say)
     store = Store()
-    log = store.open(run_id) if run_id else store.create(tracking.EXPERIMENT, plan.name)
+    log = store.open(run_id) if run_id else store.create(SINGLE, plan.cell.name)
     with log.alone(), exact_arithmetic():
         if run_id:
-            log.adopt(plan.name)
+            log.adopt(plan.cell.name)
         with ending(log, say):
-            say(f"run      {log.id}  {plan.name} on {plan.data.name}")
+            say(f"run      {log.id}  {plan.cell.name} on {plan.data.name}")
             recorder = Recorder(log, plan, probe)
             recorder.begin()
-            return run(Stack.of(plan.arch, [plan.config], plan.data), [recorder], report, say)[0]
+            return _alone(Stack.of(plan.arch, [plan.config], plan.data), recorder, report, say)
 
 
 def resume(
@@ -79,31 +79,63 @@ def resume(
                 say(f"resume: after epoch {stack.epoch} of {plan.config.epochs}")
             except (CheckpointError, MissingArtifact) as error:
                 say(f"resume: from the beginning: {error}")
-            return run(stack, [recorder], report, say)[0]
+            return _alone(stack, recorder, report, say)
 
 
-def run(stack: Stack, recorders: Sequence[Recorder], report: Report, say: Callable[[str], None]) -> list[RunResult]:
-    """Train what is left of a stack, each lane into its own run; a lane's run is written out as soon as it ends."""
-    epochs, results = stack.configs[0].epochs, dict[int, RunResult]()
-    for done in train_stack(stack, recorders[0].probe):
-        recorders[done.lane].epoch(stack, done.lane, done)
-        report(done, epochs)
-        if done.epoch == epochs or done.diverged:
+def _alone(stack: Stack, recorder: Recorder, report: Report, say: Callable[[str], None]) -> RunResult:
+    """Train a stack of one; what goes wrong is the caller's to hear."""
+
+    def tell(done: EpochRecord) -> None:
+        report(done, recorder.plan.config.epochs)
+        if recorder.ends_with(done):
             say("writing  figures and the model")
-            results[done.lane] = recorders[done.lane].finish(stack, done.lane)
-    return [results.get(lane) or recorder.finish(stack, lane) for lane, recorder in enumerate(recorders)]
+
+    ((_, result),) = run(stack, [recorder], tell)
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
-def _planned(log: tracking.RunLog, folder: str, data_dir: str | None, say: Callable[[str], None]) -> Plan:
+def run(stack: Stack, recorders: Sequence[Recorder], tell: Callable[[EpochRecord], None]) -> Iterator[tuple[int, Ended]]:
+    """Train what is left of a stack, each lane into its own run; yields (lane, what it came to) as lanes end.
+
+    A lane whose run cannot be written ends with its error and the others go on. `tell` hears each epoch of each lane.
+    """
+    ended = set[int]()
+    for done in train_stack(stack, recorders[0].probe):
+        if done.lane not in ended and (result := _recorded(stack, recorders[done.lane], done, tell)) is not None:
+            ended.add(done.lane)
+            yield done.lane, result
+        if len(ended) == len(recorders):
+            return
+    for lane, recorder in enumerate(recorders):  # restored at their last epoch: only the last words were missing
+        if lane not in ended:
+            yield lane, recorder.finish(stack, lane)
+
+
+def _recorded(stack: Stack, recorder: Recorder, done: EpochRecord, tell: Callable[[EpochRecord], None]) -> Ended | None:
+    """Write an epoch, and the run's end with its last one."""
+    try:
+        recorder.epoch(stack, done.lane, done)
+        tell(done)
+        return recorder.finish(stack, done.lane) if recorder.ends_with(done) else None
+    except Exception as error:
+        return error
+
+
+def _planned(log: RunLog, folder: str, data_dir: str | None, say: Callable[[str], None]) -> Plan:
     """The plan of a run that had begun, on the data that it had. Raises InputError when the data is another."""
     params: dict[str, Any] = {name: text for name, text in log.run.data.params.items() if name in FIELDS}
     config = RunConfig.from_json(log.fetch("config.json", folder).read_text(encoding="utf-8"))
-    plan = prepare(config.replace(data_dir=data_dir) if data_dir else config, say)
-    if plan.data.digest != (wanted := log.run.data.tags.get("data_digest")):
-        raise InputError(f"run {log.id} had data {wanted}, but {plan.data.name} here is {plan.data.digest}")
     if isinstance(config.network, LayerList) and params["network"].startswith("{"):
         params["network"] = config.network  # whose text may have been too long for a param
-    return replace(plan, asked=RunConfig(**params))
+    tags, asked = log.run.data.tags, RunConfig(**params)
+    row = Variant(tags["variant"], asked, tags["condition"], tags.get("factor", ""), tags.get("level", ""))
+    cell = Cell(tags["study"], row, asked.seed)
+    plan = prepare(config.replace(data_dir=data_dir) if data_dir else config, say, cell)
+    if plan.data.digest != (wanted := tags.get("data_digest")):
+        raise InputError(f"run {log.id} had data {wanted}, but {plan.data.name} here is {plan.data.digest}")
+    return plan
 
 
 def load_model(run: str | Path, which: str = "last") -> nn.Module:

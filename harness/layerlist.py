@@ -47,6 +47,7 @@ class PlainSpec(_Frozen):
 
 
 LayerSpec = Annotated[LinearSpec | DropoutSpec | PlainSpec, Field(discriminator="type")]
+NORM_TYPES = {"batch_norm": "batchnorm", "layer_norm": "layernorm"}  # types that the parameter `norm` has other names for
 KEYS = {"linear": ["type", "size"], "dropout": ["type", "rate"]}
 TYPES = ["linear", "dropout", *get_args(PlainSpec.model_fields["type"].annotation)]
 

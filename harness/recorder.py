@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from harness import health, plots, record, tracking
+from harness import health, plots, record
 from harness.architecture import as_module, initial_state
 from harness.checkpoint import Checkpoint, state_digest
 from harness.config import RunConfig, slug
@@ -48,6 +48,7 @@ class Recorder:
     log: RunLog
     plan: Plan
     probe: bool = True
+    models: bool = True  # whether the trained network is logged as an MLflow model too
     history: list[EpochRecord] = field(default_factory=list)
     environment: Mapping[str, Any] = field(default_factory=record.environment)
 
@@ -58,31 +59,16 @@ class Recorder:
 
     def begin(self) -> None:
         """Record params, tags, data and the config that a resume reads."""
-        config, asked, data = self.plan.config, self.plan.asked, self.plan.data
-        differs, commit = self.plan.differs, self.environment["code"]["commit"]
-        one_factor = {"factor": next(iter(differs)), "level": next(iter(differs.values()))} if len(differs) == 1 else {}
+        config, data = self.plan.config, self.plan.data
+        commit = self.environment["code"]["commit"]
         self.log.text("config.json", config.json_text())
-        self.log.params(asked.text())
+        self.log.params(self.plan.cell.config.text())
         counts = sample_counts(config, data)
         for context, part in (("training", "train"), ("validation", "val"), ("testing", "test")):
             if counts[part]:
                 self.log.dataset(data.name, context, data.digest, counts[part], data.files)
-        self.log.tags(
-            {
-                "dataset": data.name,
-                "study": tracking.EXPERIMENT,
-                "variant": self.plan.condition,
-                "condition": self.plan.condition,
-                **one_factor,
-                "seed": config.seed,
-                "cell": self.plan.name,
-                "data_digest": data.digest,
-                "attempt": 1,
-                "parameters": self.plan.arch.parameters,
-                **({"mlflow.source.git.commit": commit} if commit else {}),
-                "config_digest": config.digest,  # with this, the run is one that can be resumed
-            }
-        )
+        # with these, the run is one that can be resumed
+        self.log.tags({"attempt": self.log.attempt, **self.plan.tags, **({"mlflow.source.git.commit": commit} if commit else {})})
 
     def restore(self, stack: Stack, lane: int, last: Checkpoint) -> None:
         """Put a lane, and this history, where a checkpoint left them. Raises CheckpointError for another run's."""
@@ -108,6 +94,10 @@ class Recorder:
             self.log.file(BEST, replace(last, moments={}, chosen_by=self.chosen_by).save)
         self.log.file(LAST, last.save)
 
+    def ends_with(self, done: EpochRecord) -> bool:
+        """Whether this is the run's last epoch."""
+        return done.epoch == self.plan.config.epochs or done.diverged
+
     def finish(self, stack: Stack, lane: int) -> RunResult:
         """Write final metrics, digests, figures, the model and the description."""
         log, plan, history, end, state = self.log, self.plan, self.history, self.history[-1], stack.network.state(lane)
@@ -117,7 +107,7 @@ class Recorder:
         digests = {"state_digest": state_digest(state), "history_digest": history_digest(history)}
         result = RunResult(
             run_id=log.id,
-            name=plan.name,
+            name=plan.cell.name,
             config=plan.config,
             history=tuple(history),
             final=final,
@@ -125,13 +115,14 @@ class Recorder:
             **digests,
             store=log.store.uri,
             page=log.page,
-            chart=log.chart,
+            chart=log.store.chart(log.run.info.experiment_id, {"study": plan.cell.study}),
         )
         log.metrics(final, end.epoch)
         log.text("history.csv", history_csv(history))
         log.text("record.json", record.as_json(plan.config, plan.data, self.environment, digests))
         self._figures(stack, lane)
-        log.model(as_module(plan.arch, state, int(stack.steps)), plan.data.test.images[:4].cpu(), end.epoch)
+        if self.models:
+            log.model(as_module(plan.arch, state, int(stack.steps)), plan.data.test.images[:4].cpu(), end.epoch)
         log.tags(
             {
                 **digests,
@@ -144,7 +135,7 @@ class Recorder:
 
     def _figures(self, stack: Stack, lane: int) -> None:
         plan = self.plan
-        title = f"{plan.name} on {plan.data.name}" + (", diverged" if self.history[-1].diverged else "")
+        title = f"{plan.cell.name} on {plan.data.name}" + (", diverged" if self.history[-1].diverged else "")
         self.log.figure("plots/history.png", plots.history(self.history, title))
         if self.history[0].health:
             start = Network.zeros(plan.arch, 1, plan.config.device)
@@ -158,13 +149,13 @@ def describe(plan: Plan, result: RunResult) -> str:
     """Four lines of Markdown: what the run was, what came out, its bits and the command that repeats it."""
     config, final, data = plan.config, result.final, plan.data
     network = f"{config.hidden_dim} hidden units" if config.network == "mlp" else f"{len(plan.arch.layers)} layers"
-    options = {**config.changed(), "network": plan.asked.text()["network"], "dataset": data.name, "seed": str(config.seed)}
+    options = {**config.changed(), "network": plan.cell.config.text()["network"], "dataset": data.name, "seed": str(config.seed)}
     parts = (part for name, text in options.items() if name != "data_dir" for part in (f"--{name.replace('_', '-')}", text))
     counts = sample_counts(config, data)
     held_out = f", {counts['val']:,} validation" if counts["val"] else ""
     outcome = f"diverged in epoch {result.diverged} of {config.epochs}: " if result.diverged else ""
     lines = [
-        f"**{plan.condition}**, seed {config.seed}: {network}, {plan.arch.parameters:,} parameters, "
+        f"**{plan.cell.variant.name}**, seed {config.seed}: {network}, {plan.arch.parameters:,} parameters, "
         f"{config.optimizer} at lr {config.lr:g}, batch {config.batch_size}, {config.epochs} epochs of {data.name} "
         f"({counts['train']:,} training{held_out} and {counts['test']:,} test samples).",
         f"**Out came** {outcome}test loss {final['final/test_loss']:.4f} nats, accuracy {final['final/test_accuracy']:.4f}; "
@@ -181,12 +172,20 @@ def ending(log: RunLog, say: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        killed = isinstance(error, KeyboardInterrupt)
-        with suppress(Exception):  # what broke the run may break this too; the first error is the one to show
-            log.finish("KILLED" if killed else "FAILED")
-            say(f"{'killed' if killed else 'failed'}   {log.id}; go on with: harness train --resume {log.id}")
-        with suppress(Exception):
-            if not killed:
-                log.tags({"error": slug(f"{type(error).__name__} {error}"[:500])})
-                log.text("traceback.txt", traceback.format_exc())
+        fail(log, error)
+        say(f"{'killed' if _killed(error) else 'failed'}   {log.id}; go on with: harness train --resume {log.id}")
         raise
+
+
+def fail(log: RunLog, error: BaseException) -> None:
+    """Write how a run ended that did not finish. What broke the run may break this too: the first error is the one to show."""
+    with suppress(Exception):
+        log.finish("KILLED" if _killed(error) else "FAILED")
+    with suppress(Exception):
+        if not _killed(error):
+            log.tags({"error": slug(f"{type(error).__name__} {error}"[:500])})
+            log.text("traceback.txt", "".join(traceback.format_exception(error)))
+
+
+def _killed(error: BaseException) -> bool:
+    return isinstance(error, KeyboardInterrupt)

@@ -9,8 +9,8 @@ import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
-EXPERIMENT = "harness"  # of single runs
 UI = "http://127.0.0.1:5000"
 
 
@@ -62,6 +61,12 @@ class Store:
             self._create()
             self.client = MlflowClient(self.uri)
             self.client.search_experiments(max_results=1)
+
+    @classmethod
+    def there(cls) -> Store | None:
+        """The store; None where it would be a sqlite file that does not exist yet: looking creates nothing."""
+        path = (uri := store_uri()).removeprefix("sqlite:///")
+        return None if path != uri and not Path(path).exists() else cls(uri)
 
     @property
     def folder(self) -> Path | None:
@@ -107,11 +112,52 @@ class Store:
                 raise StoreError(f"store {self.uri}: experiment {name} could be neither found nor created")
             return str(found.experiment_id)
 
-    def create(self, experiment: str, name: str) -> RunLog:
+    def create(self, experiment: str, name: str, command: str = "harness train", tags: Mapping[str, object] = {}) -> RunLog:
         """A new run, RUNNING, in an experiment."""
         with _refused(self.uri):
-            tags = {"mlflow.user": _user(), "mlflow.source.name": "harness train", "mlflow.source.type": "LOCAL"}
-            return RunLog(self, self.client.create_run(self.experiment(experiment), run_name=name, tags=tags))
+            said = {"mlflow.user": _user(), "mlflow.source.name": command, "mlflow.source.type": "LOCAL"}
+            said |= {key: str(value) for key, value in tags.items()}
+            return RunLog(self, self.client.create_run(self.experiment(experiment), run_name=name, tags=said))
+
+    def runs(self, experiment: str, **tags: str) -> list[Run]:
+        """The runs of an experiment that have these tags, the newest first; deleted ones are none."""
+        with _refused(self.uri):
+            if (found := self.client.get_experiment_by_name(experiment)) is None:
+                return []
+            search = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+            runs, token = list[Run](), None
+            while True:
+                page = self.client.search_runs([found.experiment_id], search, max_results=1000, page_token=token)
+                runs += page
+                if not (token := page.token):
+                    return runs
+
+    def chart(self, experiment_id: str, tags: Mapping[str, str]) -> str:
+        """Where `mlflow ui` draws the runs that have these tags beside each other."""
+        search = quote(" and ".join(f"tags.{key}='{value}'" for key, value in tags.items()))
+        query = f"workflowType=machine_learning&compareRunsMode=CHART&searchFilter={search}"
+        return f"{UI}/#/experiments/{experiment_id}/runs?{query}"
+
+    @contextmanager
+    def lock(self, name: str, seconds: float = 0) -> Iterator[None]:
+        """Hold a name among the processes of this machine. Raises Timeout when another holds it for longer than `seconds`."""
+        folder = self.folder and self.folder / "mlruns" / ".locks"
+        place = folder or Path(tempfile.gettempdir())
+        place.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place / f"harness-{name}.lock")
+        lock.acquire(timeout=seconds)
+        try:
+            yield
+        finally:
+            lock.release()  # the file stays: to remove it would let two others hold it at once
+
+    def held(self, name: str) -> bool:
+        """Whether a process of this machine holds a name."""
+        try:
+            with self.lock(name):
+                return False
+        except Timeout:
+            return True
 
     def open(self, run_id: str) -> RunLog:
         """A run that is there. Raises InputError when the store has none."""
@@ -142,12 +188,28 @@ class RunLog:
     def id(self) -> str:
         return str(self.run.info.run_id)
 
+    @property
+    def attempt(self) -> int:
+        """How many times it was begun or taken up again."""
+        return int(self.run.data.tags.get("attempt", "1"))
+
     def adopt(self, name: str) -> None:
         """Take over a run that `mlflow run` has begun. Raises InputError when it already holds one."""
         self.run = self.store.get(self.id)
         if "config_digest" in self.run.data.tags or self.run.info.status not in ("RUNNING", "SCHEDULED"):
             raise InputError(f"MLFLOW_RUN_ID={self.id} already holds a run; unset it to start another")
         self.store.client.update_run(self.id, name=name)
+
+    def copy(self, other: RunLog, artifacts: Sequence[str]) -> None:
+        """Take over the metrics, to the millisecond so that doing it twice changes nothing, and small files of another run."""
+        client = self.store.client
+        rows = [row for key in other.run.data.metrics for row in client.get_metric_history(other.id, key)]
+        for start in range(0, len(rows), 1000):
+            client.log_batch(self.id, [Metric(r.key, r.value, r.timestamp, r.step) for r in rows[start : start + 1000]])
+        with tempfile.TemporaryDirectory() as folder:
+            for artifact in artifacts:
+                content = other.fetch(artifact, folder).read_bytes()
+                self.file(artifact, lambda path, content=content: path.write_bytes(content))
 
     def check_unfinished(self) -> None:
         """Raise InputError when there is nothing to go on with."""
@@ -162,8 +224,10 @@ class RunLog:
             self.store.client.delete_tag(self.id, "error")
         keys = self.run.data.metrics
         self.logged = {(key, row.step) for key in keys for row in self.store.client.get_metric_history(self.id, key)}
+        begun = self.run.info.status != "SCHEDULED"
         self.store.client.update_run(self.id, status="RUNNING")
-        self.tags({"attempt": int(self.run.data.tags.get("attempt", "1")) + 1})
+        self.run.data.tags["attempt"] = str(self.attempt + begun)
+        self.tags({"attempt": self.attempt})
 
     def fetch(self, artifact: str, into: str) -> Path:
         """A local copy of one file of the run. Raises InputError when it has no such file."""
@@ -255,32 +319,19 @@ class RunLog:
         self.store.client.set_terminated(self.id, status)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self, seconds: float = 0) -> Iterator[None]:
         """Hold this run: a second process of this machine that would train it is refused, until this one ends or dies."""
-        place = self.store.folder and self.store.folder / "mlruns" / ".locks"
-        place = place or Path(tempfile.gettempdir())
-        place.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(place / f"harness-{self.id}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise InputError(f"run {self.id} is being trained by another process") from None
-        try:
+        with ExitStack() as held:
+            try:
+                held.enter_context(self.store.lock(self.id, seconds))
+            except Timeout:
+                raise InputError(f"run {self.id} is being trained by another process") from None
             yield
-        finally:
-            lock.release()  # the file stays: to remove it would let two others hold it at once
 
     @property
     def page(self) -> str:
         """Where `mlflow ui` shows this run."""
         return f"{UI}/#/experiments/{self.run.info.experiment_id}/runs/{self.id}"
-
-    @property
-    def chart(self) -> str:
-        """Where `mlflow ui` shows this run beside the others of its study."""
-        search = quote(f"tags.study='{EXPERIMENT}'")
-        query = f"workflowType=machine_learning&compareRunsMode=CHART&searchFilter={search}"
-        return f"{UI}/#/experiments/{self.run.info.experiment_id}/runs?{query}"
 
 
 def _local(run: Run) -> Path | None:

@@ -1,0 +1,320 @@
+"""Drives a study to what it wants: looks at what is there, creates the runs that are not, has them trained, says what came."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+
+from harness import engine, frames
+from harness.engine import Came
+from harness.errors import InputError
+from harness.plan import Plan, prepare_all
+from harness.recorder import fail
+from harness.results import EpochRecord
+from harness.stacks import makespan, pack
+from harness.study import Study
+from harness.survey import DIGESTS, Standing, survey
+from harness.tracking import RunLog, Store
+from harness.worker import Lane, Work
+
+Say = Callable[[str], None]
+SHARED = ("config.json", "history.csv", "record.json", "plots/history.png")  # files that a copied run has too
+
+
+@dataclass
+class Progress:
+    """How far a launch is; whoever watches is shown it after each epoch of each run."""
+
+    cells: int
+    settled: int  # before this launch, and since
+    epochs: int  # of all runs to be trained
+    failed: int = 0
+    epoch: int = 0  # of `epochs`
+    running: dict[str, float] = field(default_factory=dict)  # cell -> test loss of its last epoch
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By the epochs that are done; None before the first."""
+        return (time.monotonic() - self.began) * (self.epochs / self.epoch - 1) if self.epoch else None
+
+
+Watch = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a launch came to."""
+
+    study: Study
+    trained: int
+    settled: int  # cells with a finished run, also from before
+    failed: Mapping[str, str]  # cell -> why
+    copies: str  # what runs of one config say of each other; empty where there are none
+    agree: bool  # whether they have the same bits
+    report_run_id: str
+    store: str
+    chart: str
+    seconds: float
+
+
+def run_study(
+    study: Study | str | Path,
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    share: bool = False,
+    fail_fast: bool = False,
+    models: bool = False,
+    probe: bool = True,
+    say: Say = print,
+    watch: Watch = lambda progress: None,
+) -> StudyResult:
+    """Train the cells of a study that the store does not have; what is there is left as it is.
+
+    `workers` processes train (as many as cores; 0: this process), or those of a Dask `scheduler`. `share` trains cells of
+    equal configs once and copies the run. `models` logs every network as an MLflow model too. A cell that fails does not
+    stop the others, unless `fail_fast`.
+
+    Raises InputError before anything is written. An interrupt marks what is unfinished KILLED; its checkpoints stay.
+    """
+    began = time.monotonic()
+    study = study if isinstance(study, Study) else Study.read(study)
+    if workers is not None and workers < 0:
+        raise InputError(f"workers={workers} is not allowed; allowed: a whole number from 0")
+    plans = prepare_all(study.cells, say)
+    with engine.opened(workers, scheduler, [plan.config for plan in plans]) as hands:
+        store = Store()
+        with _alone(store, study, say):
+            launch = Launch(store, study, plans, say, watch)
+            with launch.reported():
+                works = launch.schedule(max(hands.workers, 1), share, probe, models)
+                with closing(hands.trained(works, launch.heard)) as trained:
+                    for work, came in trained:
+                        launch.ended(work, came)
+                        if fail_fast and launch.failed:
+                            break
+                launch.copy()
+            return launch.result(time.monotonic() - began)
+
+
+class Launch:
+    """One launch of a study: the runs that it stands on, and those that it has trained."""
+
+    def __init__(self, store: Store, study: Study, plans: Sequence[Plan], say: Say, watch: Watch) -> None:
+        self.store, self.study, self.say, self.watch = store, study, say, watch
+        self.plans = {plan.cell.name: plan for plan in plans}
+        self.edition = edition(study, plans)
+        self.runs: dict[str, RunLog] = {}  # cell -> its run: settled, or to be trained
+        self.left: dict[str, str] = {}  # run id -> cell, of runs that have not ended
+        self.twins: dict[str, str] = {}  # cell -> the cell that trains for it
+        self.failed: dict[str, str] = {}  # cell -> why
+        self.progress = Progress(len(plans), 0, 0)
+        self.trained = 0
+
+    @contextmanager
+    def reported(self) -> Iterator[None]:
+        """The report run around a launch; an interrupt leaves no run RUNNING that is not trained."""
+        found = self.store.runs(self.study.name, report=self.study.name, edition=self.edition)
+        tags = {"report": self.study.name, "edition": self.edition}
+        name = f"{self.study.name}-report"
+        self.report = RunLog(self.store, found[0]) if found else self.store.create(self.study.name, name, "harness study", tags)
+        self.store.client.update_run(self.report.id, status="RUNNING")
+        digests = {name: {key: str(plan.tags[key]) for key in (*DIGESTS, "dataset")} for name, plan in self.plans.items()}
+        content = {"study": json.loads(self.study.json_text()), "cells": digests}
+        self.report.text(frames.STUDY_FILE, json.dumps(content, indent=2) + "\n")
+        self.report.tags({"launched": time.time_ns() // 1_000_000})
+        try:
+            yield
+        except BaseException as error:
+            fail(self.report, error)
+            raise
+        finally:
+            for run_id in self.left:
+                self.store.client.set_terminated(run_id, "KILLED")
+            if self.left:
+                self.say(f"killed   {len(self.left)} cells are left, with their checkpoints; the same command goes on from there")
+
+    def schedule(self, workers: int, share: bool, probe: bool, models: bool) -> list[Work]:
+        """Find or create the run of every cell, and cut what is to be trained into stacks."""
+        runs = self.store.runs(self.study.name, study=self.study.name)
+        standings = survey([(plan.cell, plan.tags) for plan in self.plans.values()], runs, self.store.held)
+        todo = []
+        leaders = {self.plans[s.cell.name].config.digest: s.cell.name for s in reversed(standings) if s.settled}
+        for standing in standings:
+            plan, name = self.plans[standing.cell.name], standing.cell.name
+            if standing.settled:
+                self.runs[name] = RunLog(self.store, standing.run)
+                continue
+            leader = leaders.setdefault(plan.config.digest, name) if share else name
+            self.runs[name] = self._run(plan, standing)
+            if leader == name:
+                todo.append(plan)
+            else:
+                self.twins[name] = leader
+        self.left = {self.runs[s.cell.name].id: s.cell.name for s in standings if not s.settled}
+        self._tidy(runs)
+        self.progress = Progress(len(self.plans), len(self.plans) - len(self.left), sum(p.config.epochs for p in todo))
+        stacks = pack(todo, workers)
+        if stacks:
+            about = makespan(stacks, workers)
+            self.say(f"study    {self.study.name}: {len(todo)} of {len(self.plans)} cells to train, in {len(stacks)} stacks on {workers} workers, about {about:.0f} s")
+        else:
+            self.say(f"study    {self.study.name}: all {len(self.plans)} cells are there")
+        return [
+            Work(self.store.uri, tuple(self._lane(plan) for plan in stack), probe, models) for stack in stacks
+        ]
+
+    def _lane(self, plan: Plan) -> Lane:
+        return Lane(self.runs[plan.cell.name].id, plan.cell, plan.config, plan.data.digest)
+
+    def _run(self, plan: Plan, standing: Standing) -> RunLog:
+        """The run that a cell goes on with, or a new one."""
+        if standing.run is not None:
+            return RunLog(self.store, standing.run)
+        tags = {**plan.tags, "edition": self.edition}
+        log = self.store.create(self.study.name, plan.cell.name, "harness study", tags)
+        self.store.client.update_run(log.id, status="SCHEDULED")
+        log.run = self.store.get(log.id)
+        return log
+
+    def _tidy(self, runs: Sequence[Any]) -> None:
+        """Runs that cells stand on carry this edition, those they stood on before do not; a run that nobody trains ends."""
+        current = {log.id: log for log in self.runs.values()}
+        for run in runs:
+            run_id, tags = run.info.run_id, run.data.tags
+            if run_id in current:
+                if tags.get("edition") != self.edition:
+                    current[run_id].tags({"edition": self.edition})
+                continue
+            if tags.get("edition") == self.edition and tags.get("cell") in self.runs:
+                RunLog(self.store, run).tags({"edition": "superseded"})
+            if run.info.status in ("RUNNING", "SCHEDULED") and not self.store.held(run_id):
+                self.store.client.set_terminated(run_id, "KILLED")
+
+    def heard(self, run_id: str, done: EpochRecord) -> None:
+        """An epoch of a run."""
+        if (cell := self.left.get(run_id)) is not None:
+            self.progress.epoch += done.epoch > 0
+            self.progress.running[cell] = done.curves["test/loss"]
+            self.watch(self.progress)
+
+    def ended(self, work: Work, came: Came) -> None:
+        """A stack that came back: each of its runs is finished, now or in an attempt before, or failed."""
+        for lane in work.lanes:
+            run, why = self.store.get(lane.run_id), came.get(lane.run_id)
+            if run.info.status == "FINISHED":
+                self.trained += 1
+                self._settled(lane.cell.name, run)
+            else:
+                why = why if isinstance(why, str) else "its worker stopped"
+                if run.info.status != "FAILED":  # the worker died with it
+                    fail(RunLog(self.store, run), RuntimeError(why))
+                self._failed(lane.cell.name, why)
+
+    def copy(self) -> None:
+        """Give each cell that another one trained for the metrics, digests and small files of that run."""
+        for name, leader in self.twins.items():
+            log, other = self.runs[name], self.store.open(self.runs[leader].id)
+            if other.run.info.status != "FINISHED":
+                why = f"{leader}, which trains for it, has not finished"
+                fail(log, RuntimeError(why))
+                self._failed(name, why)
+                continue
+            log.params(self.plans[name].cell.config.text())
+            log.copy(other, SHARED)
+            came = ("state_digest", "history_digest", "diverged", "attempt", "mlflow.note.content")
+            log.tags({"shared_with": other.id, **{tag: other.run.data.tags[tag] for tag in came if tag in other.run.data.tags}})
+            log.finish("FINISHED")
+            self._settled(name, self.store.get(log.id))
+
+    def _settled(self, name: str, run: Any) -> None:
+        del self.left[run.info.run_id]
+        self.progress.settled += 1
+        metrics, diverged = run.data.metrics, run.data.tags.get("diverged")
+        numbers = f"test loss {metrics['final/test_loss']:.4g}  accuracy {metrics['final/test_accuracy']:.4f}"
+        self._line(name, f"{numbers}{f'  diverged in {diverged}' if diverged else ''}")
+
+    def _failed(self, name: str, why: str) -> None:
+        del self.left[self.runs[name].id]
+        self.progress.failed += 1
+        self.failed[name] = why
+        self._line(name, f"failed: {why}")
+
+    def _line(self, name: str, text: str) -> None:
+        self.progress.running.pop(name, None)
+        width = max(map(len, self.plans))
+        self.say(f"{self.progress.settled + self.progress.failed:>{len(str(len(self.plans)))}}/{len(self.plans)}  {name:<{width}}  {text}")
+        self.watch(self.progress)
+
+    def result(self, seconds: float) -> StudyResult:
+        """Write the report run's table and description, and end it."""
+        copies, agree = compared(self.store.runs(self.study.name, study=self.study.name, edition=self.edition))
+        table = frames.summary(self.study.name)
+        self.report.text("summary.csv", table.to_csv(index=False))
+        failed = "".join(f"\n- {name}: {why}" for name, why in self.failed.items())
+        note = [
+            f"**{self.study.question}**",
+            f"Study `{self.study.name}`, {self.study.design}: {len(self.study.rows)} variants x {len(self.study.seeds)} seeds.",
+            frames.text(frames.outline(table), "markdown"),
+            f"**Copies**: {copies}" if copies else "",
+            f"**Failed**:{failed}" if failed else "",
+        ]
+        self.report.tags({"mlflow.note.content": "\n\n".join(part for part in note if part), **({"copies": copies} if copies else {})})
+        self.report.finish("FAILED" if self.failed or not agree else "FINISHED")
+        experiment = self.report.run.info.experiment_id
+        return StudyResult(
+            study=self.study,
+            trained=self.trained,
+            settled=self.progress.settled,
+            failed=self.failed,
+            copies=copies,
+            agree=agree,
+            report_run_id=self.report.id,
+            store=self.store.uri,
+            chart=self.store.chart(experiment, {"study": self.study.name, "edition": self.edition}),
+            seconds=seconds,
+        )
+
+
+def edition(study: Study, plans: Sequence[Plan]) -> str:
+    """Eight digits of what the cells share: one experiment may hold the study with 2 epochs and with 10, on this data and that."""
+    shared = {name: text for name, text in plans[0].config.text().items() if name not in (*study.varied, "seed", "data_dir")}
+    data = sorted({plan.data.digest for plan in plans})
+    return hashlib.sha256(json.dumps([shared, data], sort_keys=True).encode()).hexdigest()[:8]
+
+
+def compared(runs: Sequence[Any]) -> tuple[str, bool]:
+    """What runs of one config that were trained apart say of each other, and whether they have the same bits."""
+    groups: dict[str, list[str]] = {}
+    for run in runs:
+        tags = run.data.tags
+        if run.info.status == "FINISHED" and "shared_with" not in tags:
+            groups.setdefault(tags["config_digest"], []).append(f"{tags['state_digest']} {tags['history_digest']}")
+    several = [digests for digests in groups.values() if len(digests) > 1]
+    if not several:
+        return "", True
+    distinct, agree = len({digest for digests in several for digest in digests}), all(len(set(d)) == 1 for d in several)
+    verdict = "copies agree bit for bit" if agree else f"copies DISAGREE: {len(several)} configs should have {len(several)}"
+    return f"{sum(map(len, several))} runs, {distinct} distinct digests: {verdict}", agree
+
+
+@contextmanager
+def _alone(store: Store, study: Study, say: Say) -> Iterator[None]:
+    """One launch of a study at a time: a second one waits, and then finds what is left to do."""
+    name = f"study-{study.name}-{hashlib.sha256(store.uri.encode()).hexdigest()[:8]}"
+    with ExitStack() as held:
+        try:
+            held.enter_context(store.lock(name))
+        except Timeout:
+            say(f"waiting  another process works on {study.name}")
+            held.enter_context(store.lock(name, -1))
+        yield

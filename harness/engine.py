@@ -1,0 +1,147 @@
+"""The one engine: Dask distributed, on this machine or on a cluster. The only module that speaks to it."""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import uuid4
+
+from dask.system import CPU_COUNT
+from distributed import Client, Future, LocalCluster, get_worker
+from distributed.worker import thread_state
+
+from harness.config import RunConfig
+from harness.errors import InputError
+from harness.recorder import RunResult
+from harness.results import EpochRecord
+from harness.sources import code_digest
+from harness.worker import Tell, Work, work
+
+ANSWER = 10  # seconds within which a scheduler, and one of its workers, must have answered
+Came = Mapping[str, RunResult | str]  # run id -> result, or why it failed
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Who trains: worker processes of this machine, a cluster that is there, or this process."""
+
+    workers: int  # 0: this process
+    client: Client | None = None  # of a cluster
+
+    def trained(self, works: Sequence[Work], tell: Tell) -> Iterator[tuple[Work, Came]]:
+        """Train stacks, in this order as workers come free; yields each with what its runs came to.
+
+        A stack whose workers die again and again is cut into single runs; a single run that does is given up. To close
+        the iterator is to stop: workers of this machine at once, others when they look up at the end of an epoch.
+        """
+        if not works:
+            return
+        if not self.workers:
+            yield from ((what, work(what, tell)) for what in works)
+        elif self.client:
+            yield from _trained(self.client, works, tell)
+        else:
+            with _local(min(self.workers, len(works))) as client:
+                yield from _trained(client, works, tell)
+
+
+@contextmanager
+def opened(workers: int | None, scheduler: str | None, configs: Sequence[RunConfig]) -> Iterator[Engine]:
+    """The engine that was asked for; by default a process for each core.
+
+    Raises InputError when a scheduler does not answer, or its workers would not train what this process would.
+    """
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what happens to a run, the run tells
+    if scheduler is None:
+        yield Engine(CPU_COUNT if workers is None else workers)
+        return
+    try:
+        client = Client(scheduler, timeout=ANSWER, set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"scheduler {scheduler} does not answer within {ANSWER} s: {_line(error)}") from None
+    with client:
+        _check(client, scheduler, configs)
+        yield Engine(sum(client.nthreads().values()), client)
+
+
+def _check(client: Client, scheduler: str, configs: Sequence[RunConfig]) -> None:
+    """Raise InputError when there is no worker, or one that would train something else."""
+    try:
+        client.wait_for_workers(1, timeout=ANSWER)
+    except TimeoutError:
+        raise InputError(f"scheduler {scheduler} has no worker within {ANSWER} s; start one: dask worker {scheduler}") from None
+    try:
+        codes = client.run(_codes, configs)
+    except Exception as error:
+        raise InputError(f"scheduler {scheduler}: a worker cannot run harness: {_line(error)}") from None
+    if other := sorted(worker for worker, code in codes.items() if code != _codes(configs)):
+        raise InputError(f"scheduler {scheduler}: worker {other[0]} has other code, torch or numpy than this process")
+
+
+@contextmanager
+def _local(workers: int) -> Iterator[Client]:
+    """Worker processes of this machine, one thread each; they die with this process."""
+    quiet: dict[str, Any] = {"dashboard_address": None, "silence_logs": logging.CRITICAL}
+    with LocalCluster(workers, threads_per_worker=1, memory_limit=0, **quiet) as cluster, Client(cluster) as client:
+        yield client
+
+
+def _trained(client: Client, works: Sequence[Work], tell: Tell) -> Iterator[tuple[Work, Came]]:
+    """Feed a cluster: as many stacks at a time as it has threads, so that the order is ours."""
+    left, running = deque(works), dict[Future, Work]()
+    news: queue.SimpleQueue[Callable[[], Future | None]] = queue.SimpleQueue()
+    topic = f"harness-{uuid4()}"
+
+    def heard(event: tuple[float, Any]) -> None:
+        run_id, values = event[1]["run_id"], event[1]["record"]
+        news.put(lambda: tell(run_id, EpochRecord(**values)))
+
+    client.subscribe_topic(topic, heard)
+    try:
+        while left or running:
+            while left and len(running) < max(sum(client.nthreads().values()), 1):
+                what = left.popleft()
+                running[future := client.submit(_task, what, topic, pure=False)] = what
+                future.add_done_callback(lambda done: news.put(lambda: done))
+            if (future := news.get()()) is None:
+                continue
+            what = running.pop(future)
+            if (error := future.exception()) is None:
+                yield what, future.result()
+            elif len(what.lanes) > 1:
+                left.extendleft(replace(what, lanes=(lane,)) for lane in what.lanes)
+            else:
+                yield what, {what.lanes[0].run_id: _line(error)}
+    finally:
+        with suppress(Exception):
+            client.cancel(list(running))
+            client.unsubscribe_topic(topic)
+
+
+def _task(what: Work, topic: str) -> Came:
+    """On a worker: train, tell the driver of each epoch, and stop when it has cancelled this or is gone."""
+    me, key = get_worker(), thread_state.key
+
+    def tell(run_id: str, done: EpochRecord) -> None:
+        me.log_event(topic, {"run_id": run_id, "record": done.to_json()})
+        task = me.state.tasks.get(key)
+        if task is None or task.state == "cancelled":
+            raise KeyboardInterrupt
+
+    try:
+        return work(what, tell)
+    except KeyboardInterrupt:
+        return {}
+
+
+def _codes(configs: Sequence[RunConfig]) -> list[str]:
+    return sorted({code_digest(config) for config in configs})
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

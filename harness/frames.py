@@ -1,0 +1,199 @@
+"""Reading back: a study's runs as DataFrames, typed, with what failed, diverged or is missing in its place."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+from tabulate import tabulate
+
+from harness.config import FIELDS
+from harness.errors import InputError, MissingArtifact, refusal
+from harness.study import METRICS, Study
+from harness.survey import DIGESTS, STATES, Standing, survey
+from harness.tracking import RunLog, Store
+
+CONFIDENCE = 0.95
+STUDY_FILE = "study.json"  # of the report run: the study as it was launched, and the digests of its cells
+SHOWN = ("final/test_loss", "final/test_accuracy")
+LARGEST = 1.797e308  # what MLflow makes of infinity
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A study as it was last launched, and what the store has of it."""
+
+    study: Study
+    digests: Mapping[str, Mapping[str, str]]  # cell -> the tags that tell its run from others
+    standings: Sequence[Standing]
+    store: Store
+
+    @classmethod
+    def last(cls, study: str | Study) -> Launched:
+        """The last launch of the study of this name. Raises InputError when this store has seen none."""
+        name = study if isinstance(study, str) else study.name
+        store = Store.there()
+        reports = store.runs(name, report=name) if store else []
+        if store is None or not reports:
+            raise InputError(f"study {name} was never launched in {store.uri if store else 'this folder, which has no store'}")
+        report = max(reports, key=lambda run: int(run.data.tags["launched"]))
+        with tempfile.TemporaryDirectory() as folder:
+            content = json.loads(RunLog(store, report).fetch(STUDY_FILE, folder).read_text(encoding="utf-8"))
+        launched = Study(**content["study"])
+        wanted = [(cell, content["cells"][cell.name]) for cell in launched.cells]
+        return cls(launched, content["cells"], survey(wanted, store.runs(name, study=name), store.held), store)
+
+
+def runs(study: str | Study) -> pd.DataFrame:
+    """One row per cell of the study as last launched: state, parameters, final metrics, digests. No cell is left out."""
+    return _runs(Launched.last(study))
+
+
+def history(study: str | Study) -> pd.DataFrame:
+    """One row per (run, epoch): losses, accuracies, health and seconds, in the store's names."""
+    launched = Launched.last(study)
+    begun = [standing for standing in launched.standings if standing.run is not None]
+    with ThreadPoolExecutor(8) as pool:
+        frames = list(pool.map(lambda standing: _history(launched.store, standing), begun))
+    empty = pd.DataFrame(columns=["run_id", "variant", "seed", "state", "epoch"])
+    return pd.concat(frames, ignore_index=True) if frames else empty
+
+
+def summary(study: str | Study, by: Sequence[str] = ()) -> pd.DataFrame:
+    """One row per variant, or per setting of the parameters in `by`: n, mean, std, min, max, 95% t interval.
+
+    n counts finished runs that did not diverge; diverged, failed and missing cells have columns of their own. Under `by`
+    runs of one config (the base stands in several variants) count once. Raises InputError for an unknown parameter.
+    """
+    for name in by:
+        if name not in FIELDS:
+            raise InputError(refusal("by", name, FIELDS))
+    launched = Launched.last(study)
+    frame = _runs(launched)
+    metrics = dict.fromkeys([*SHOWN, launched.study.metric])
+    if by:
+        frame = frame.sort_values("state", key=lambda states: states.map(STATES.index), kind="stable")
+        frame = frame.drop_duplicates("config_digest")
+    rows = []
+    for names, group in frame.groupby(list(by) or ["variant"], sort=bool(by), dropna=False):
+        good = group[group.state == "finished"]
+        counts = {state: int((group.state == state).sum()) for state in STATES[1:]}
+        numbers = {f"{_short(m)}_{what}": value for m in metrics for what, value in _describe(good[m]).items()}
+        rows.append({**dict(zip(by or ["variant"], names, strict=True)), "n": len(good), **counts, **numbers})
+    return pd.DataFrame(rows)
+
+
+def compare(study: str | Study) -> pd.DataFrame:
+    """Each variant beside the base, paired by seed: n, mean difference of the study's metric, its std and 95% t interval."""
+    launched = Launched.last(study)
+    metric, reference = launched.study.metric, launched.study.reference
+    frame = _runs(launched)
+    good = frame[frame.state == "finished"]
+    wide = good.pivot(index="seed", columns="variant", values=metric)
+    rows = []
+    for variant in dict.fromkeys(frame.variant):
+        pairs = [wide[name] if name in wide else pd.Series(dtype=float) for name in (variant, reference)]
+        differences = (pairs[0] - pairs[1]).dropna()
+        described = {key: value for key, value in _describe(differences).items() if key in ("mean", "std", "low", "high")}
+        rows.append({"variant": variant, "reference": reference, "metric": metric, "n": len(differences), **described})
+    return pd.DataFrame(rows)
+
+
+FORMATS = ("table", "csv", "parquet", "json", "markdown")
+
+
+def outline(summary: pd.DataFrame) -> pd.DataFrame:
+    """What fits a screen: counts of what went wrong only where something did, and the two final test metrics."""
+    names = [column for column in summary if not any(column.startswith(_short(metric)) for metric in METRICS)]
+    names = [name for name in names if name not in STATES or summary[name].any()]
+    shown = [f"{_short(metric)}_{what}" for metric in SHOWN for what in ("mean", "std", "min", "max")]
+    heads = {name: name.removeprefix("test_").replace("_", " ") for name in shown}
+    return summary[[*names, *shown]].rename(columns=heads)
+
+
+def text(frame: pd.DataFrame, kind: str) -> str:
+    """A frame as `table`, `csv`, `json` (a list of rows) or `markdown`; numbers of csv and json to their last bit."""
+    if kind == "csv":
+        return frame.to_csv(index=False)
+    if kind == "json":
+        return frame.to_json(orient="records", double_precision=15, indent=2) + "\n"
+    style = "pipe" if kind == "markdown" else "simple"
+    return tabulate(frame, headers="keys", tablefmt=style, showindex=False, floatfmt=".4f", missingval="") + "\n"
+
+
+def _runs(launched: Launched) -> pd.DataFrame:
+    rows = [_row(standing, launched.digests[standing.cell.name]) for standing in launched.standings]
+    frame = pd.DataFrame(rows)
+    whole = {"seed": "int64", "diverged_epoch": "Int64", "parameters": "Int64", "attempt": "Int64"}
+    return frame.astype({name: kind for name, kind in whole.items() if name in frame})
+
+
+def _row(standing: Standing, digests: Mapping[str, str]) -> dict[str, Any]:
+    cell, run = standing.cell, standing.run
+    tags: Mapping[str, str] = run.data.tags if run else {}
+    metrics: Mapping[str, float] = run.data.metrics if run else {}
+    row = cell.variant
+    epoch = tags.get("diverged", "").removeprefix("epoch ")
+    asked = {name: getattr(cell.config, name) for name in FIELDS if name not in ("seed", "dataset", "network")}
+    return {
+        "study": cell.study,
+        "variant": row.name,
+        "seed": cell.seed,
+        "state": standing.state,
+        "reason": standing.reason,
+        "run_id": run.info.run_id if run else None,
+        "factor": row.factor or None,
+        "level": row.level or None,
+        "condition": row.condition,
+        "dataset": digests["dataset"],
+        "network": cell.config.label("network"),
+        **asked,
+        **{name: _restored(metrics.get(name, math.nan)) for name in (*METRICS, "best/test_accuracy", "time/epoch_seconds")},
+        "diverged_epoch": int(epoch) if epoch else None,
+        "parameters": int(tags["parameters"]) if "parameters" in tags else None,
+        "attempt": int(tags["attempt"]) if "attempt" in tags else None,
+        "shared_with": tags.get("shared_with"),
+        **{name: digests[name] for name in DIGESTS},
+        **{name: tags.get(name) for name in ("state_digest", "history_digest")},
+    }
+
+
+def _history(store: Store, standing: Standing) -> pd.DataFrame:
+    """The file that a finished run keeps, to the last bit; of another run what the store has."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            frame = pd.read_csv(RunLog(store, standing.run).fetch("history.csv", folder), float_precision="round_trip")
+    except MissingArtifact:
+        values: dict[int, dict[str, float]] = {}
+        for name in standing.run.data.metrics:
+            if not name.startswith(("final/", "best/")):
+                for point in store.client.get_metric_history(standing.run.info.run_id, name):
+                    values.setdefault(point.step, {})[name] = _restored(point.value)
+        frame = pd.DataFrame([{"epoch": epoch, **values[epoch]} for epoch in sorted(values)])
+    cell = standing.cell
+    named = {"run_id": standing.run.info.run_id, "variant": cell.variant.name, "seed": cell.seed, "state": standing.state}
+    return pd.DataFrame({**{name: [value] * len(frame) for name, value in named.items()}, **frame})
+
+
+def _describe(values: pd.Series[float]) -> dict[str, float]:
+    """Mean, sample std, extremes and the 95% t interval of the mean; NaN where n is too small for it."""
+    n, mean, std = len(values), float(values.mean()), float(values.std())
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n) if n > 1 else math.nan
+    ends = {"min": float(values.min()), "max": float(values.max()), "low": mean - half, "high": mean + half}
+    return {"mean": mean, "std": std, **ends}
+
+
+def _short(metric: str) -> str:
+    return metric.partition("/")[2]
+
+
+def _restored(value: float) -> float:
+    return math.copysign(math.inf, value) if abs(value) > LARGEST else value

@@ -1,0 +1,121 @@
+"""What a run's numbers depend on in the code: a digest that moves when they may, and stays when they cannot.
+
+From the functions that load, build and train, names are followed through the sources of harness, definition by definition.
+Of a table of levels only the rows that the config uses count, so a new norm makes no finished run stale; neither does a
+docstring, a comment or the command line. The versions of torch and numpy count as code.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata, resources
+
+from harness.config import CHOICES, RunConfig
+from harness.layerlist import NORM_TYPES
+
+ROOTS = (("training", "train"), ("training", "Stack"), ("architecture", "architecture"), ("data", "load"))
+ROOTS += (("components.layers", "Linear"), ("components.layers", "Dropout"))  # held by layers, never named by the loop
+TABLES = {tuple(table.replace("/", ".").rsplit(".", 1)): field for field, table in CHOICES.items() if isinstance(table, str)}
+VALUES = ("errors", "config", "layerlist")  # what they say, the config digest holds
+PACKAGES = ("torch", "numpy")
+Place = tuple[str, str]  # module, name
+
+
+@dataclass(frozen=True)
+class Module:
+    """The top level of one source file: what it defines, and what it imports from harness."""
+
+    defined: Mapping[str, ast.stmt]
+    imported: Mapping[str, Place]  # a local name -> where it is defined; the name is empty for a whole module
+
+
+def code_digest(config: RunConfig) -> str:
+    """SHA-256 of all that can move the numbers of a run with this config: definitions, used rows, versions."""
+    return _digest(_levels(config))
+
+
+def _levels(config: RunConfig) -> frozenset[tuple[str, str]]:
+    """The rows of tables that a config uses, as (field, level)."""
+    used = {(field, str(getattr(config, field))) for field in ("init", "optimizer", "dataset")}
+    layers = config.layers()
+    if layers is None:
+        return frozenset(used | {("act", config.act), ("norm", config.norm)})
+    types = {layer.type for layer in layers.layers}
+    return frozenset(used | {("norm", NORM_TYPES[t]) if t in NORM_TYPES else ("act", t) for t in types})
+
+
+@lru_cache(maxsize=None)
+def _digest(levels: frozenset[tuple[str, str]]) -> str:
+    found: dict[Place, str] = {}
+    todo = list(ROOTS)
+    while todo:
+        place = todo.pop()
+        if place in found or place[0] in VALUES or place[1] not in (module := _module(place[0])).defined:
+            continue
+        nodes = _used(place, module.defined[place[1]], levels)
+        found[place] = "\n".join(ast.unparse(node) for node in nodes)
+        todo += [there for node in nodes for there in _names(node, place[0], module)]
+    lines = [f"{module}.{name}\n{text}\n" for (module, name), text in sorted(found.items())]
+    lines += [f"{package} {metadata.version(package)}\n" for package in PACKAGES]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _used(place: Place, node: ast.stmt, levels: frozenset[tuple[str, str]]) -> list[ast.AST]:
+    """A definition; of a table only the rows in use."""
+    if place not in TABLES:
+        return [node]
+    assert isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
+    rows = zip(node.value.keys, node.value.values, strict=True)
+    return [value for key, value in rows if isinstance(key, ast.Constant) and (TABLES[place], key.value) in levels]
+
+
+def _names(node: ast.AST, inside: str, module: Module) -> Iterator[Place]:
+    """The definitions of harness that a node names, in its own module or through an import."""
+    for child in ast.walk(node):
+        if isinstance(child, ast.Name) and child.id in module.defined:
+            yield inside, child.id
+        elif isinstance(child, ast.Name) and module.imported.get(child.id, ("", ""))[1]:
+            yield module.imported[child.id]
+        elif isinstance(child, ast.Attribute) and isinstance(child.value, ast.Name) and child.value.id in module.imported:
+            yield module.imported[child.value.id][0], child.attr
+
+
+@lru_cache(maxsize=None)
+def _module(name: str) -> Module:
+    file = resources.files("harness").joinpath(f"{name.replace('.', '/')}.py")
+    tree = _Bare().visit(ast.parse(file.read_text(encoding="utf-8")))
+    defined: dict[str, ast.stmt] = {}
+    imported: dict[str, Place] = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            defined |= {leaf.id: node for target in targets for leaf in ast.walk(target) if isinstance(leaf, ast.Name)}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "harness":
+            base = (node.module or "").removeprefix("harness").lstrip(".")
+            for alias in node.names:
+                imported[alias.asname or alias.name] = (base, alias.name) if base else (alias.name, "")
+    return Module(defined, imported)
+
+
+class _Bare(ast.NodeTransformer):
+    """Takes docstrings away; comments are none of the tree."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        return None if isinstance(node.value, ast.Constant) else node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        return self._filled(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        return self._filled(node)
+
+    def _filled(self, node: ast.FunctionDef | ast.ClassDef) -> ast.AST:
+        self.generic_visit(node)
+        node.body = node.body or [ast.Pass()]  # a Protocol's method may have been nothing but its docstring
+        return node

@@ -1,0 +1,58 @@
+"""Which runs train together: equal shapes share a stack, and stacks are cut so that no worker idles at the end."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Sequence
+
+from harness.components.optimizers import OPTIMIZERS
+from harness.config import FIELDS
+from harness.plan import Plan
+from harness.training import MAY_DIFFER, sample_counts
+
+MOST_LANES = 6  # wider stacks gain little and leave the cache
+# Seconds on one core of an AMD EPYC (AVX2), from the parts of a training step; only their ratios matter for cutting.
+PRODUCTS = 3.6e-11  # a parameter and sample, forward and backward
+UPDATE = 1.9e-10  # a parameter, and twice that for each moment of the optimizer
+LAYER = 2.2e-5  # a layer and step
+STEP = 1.3e-4  # a step, however many lanes share it
+RUN = 1.0  # a run: figures, checkpoints, store
+
+
+def seconds(plan: Plan, lanes: int) -> float:
+    """About how long a stack of `lanes` such runs takes on one core."""
+    config, arch, counts = plan.config, plan.arch, sample_counts(plan.config, plan.data)
+    steps, moments = math.ceil(counts["train"] / config.batch_size), len(OPTIMIZERS[config.optimizer].moments)
+    step = arch.parameters * (PRODUCTS * config.batch_size + UPDATE * (1 + 2 * moments)) + LAYER * len(arch.layers)
+    tested = arch.parameters * PRODUCTS / 3 * (counts["test"] + counts["val"])
+    return config.epochs * (steps * (lanes * step + STEP) + lanes * tested) + lanes * RUN
+
+
+def pack(plans: Iterable[Plan], workers: int) -> list[list[Plan]]:
+    """Stacks of runs of equal shape, the longest first, as wide as pays: of all widths the one that ends first."""
+    shapes: dict[tuple[object, ...], list[Plan]] = {}
+    for plan in plans:
+        shape = tuple(getattr(plan.config, name) for name in FIELDS if name not in MAY_DIFFER)
+        shapes.setdefault((*shape, plan.data.digest), []).append(plan)
+    cuts = [[part for group in shapes.values() for part in _cut(group, width)] for width in range(MOST_LANES, 0, -1)]
+    best = min(cuts, key=lambda cut: makespan(cut, workers))
+    return sorted(best, key=_seconds, reverse=True)
+
+
+def makespan(stacks: Sequence[Sequence[Plan]], workers: int) -> float:
+    """About how long until the last of the stacks ends, when each worker takes the longest that is left."""
+    busy = [0.0] * max(workers, 1)
+    for took in sorted(map(_seconds, stacks), reverse=True):
+        heapq.heappush(busy, heapq.heappop(busy) + took)
+    return max(busy)
+
+
+def _seconds(stack: Sequence[Plan]) -> float:
+    return seconds(stack[0], len(stack))
+
+
+def _cut(group: Sequence[Plan], width: int) -> list[list[Plan]]:
+    """A group in as few parts of at most `width` as there can be, of sizes that differ by one at most."""
+    parts = math.ceil(len(group) / width)
+    return [list(group[k::parts]) for k in range(parts)]

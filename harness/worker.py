@@ -1,0 +1,123 @@
+"""What a worker does for a driver: train runs that are in the store already, from wherever they stand."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from harness.checkpoint import Checkpoint
+from harness.config import RunConfig
+from harness.errors import CheckpointError, DataError, MissingArtifact
+from harness.launch import run
+from harness.plan import prepare
+from harness.recorder import LAST, Recorder, RunResult, fail
+from harness.results import EpochRecord
+from harness.study import Cell
+from harness.tracking import RunLog, Store
+from harness.training import Stack, exact_arithmetic
+
+PATIENCE = 60  # seconds that a run may still be held by a worker whose driver is gone: it looks up once an epoch
+Tell = Callable[[str, EpochRecord], None]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A run in the store and what it is to train."""
+
+    run_id: str
+    cell: Cell
+    config: RunConfig  # resolved
+    data_digest: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """Runs to be trained as one stack."""
+
+    store: str
+    lanes: tuple[Lane, ...]
+    probe: bool = True
+    models: bool = False
+
+
+@dataclass
+class Taken:
+    """A run that this process holds, where it stands."""
+
+    lane: Lane
+    recorder: Recorder
+    last: Checkpoint | None
+
+    @property
+    def stands(self) -> tuple[int, bool]:
+        """Its epoch and whether its layers are probed: what the lanes of a stack must share."""
+        return (self.last.epoch, bool(self.last.history[0].health)) if self.last else (0, self.recorder.probe)
+
+
+def work(what: Work, tell: Tell) -> dict[str, RunResult | str]:
+    """Train runs to their ends: run id -> what it came to, or in one line why it failed. Finished ones are left out.
+
+    It may be called again for the same runs at any time, also after a kill: each goes on from its last whole checkpoint.
+    `tell` hears each epoch of each run; an interrupt that it raises leaves the runs RUNNING with their checkpoints.
+    """
+    ended: dict[str, RunResult | str] = {}
+    store = Store(what.store)
+    with ExitStack() as held, exact_arithmetic():
+        groups: dict[tuple[int, bool], list[Taken]] = {}
+        for lane in what.lanes:
+            log = store.open(lane.run_id)
+            try:
+                held.enter_context(log.alone(PATIENCE))
+                log = store.open(lane.run_id)  # as it is now that nobody else holds it
+                if log.run.info.status != "FINISHED":
+                    taken = _take(log, lane, what)
+                    groups.setdefault(taken.stands, []).append(taken)
+            except Exception as error:
+                ended[lane.run_id] = _failed(log, error)
+        for group in groups.values():
+            ended |= _train(group, what, tell)
+    return ended
+
+
+def _take(log: RunLog, lane: Lane, what: Work) -> Taken:
+    """Make a run RUNNING; with its last checkpoint, or begun where there is none."""
+    plan = prepare(lane.config, lambda line: None, lane.cell)
+    if plan.data.digest != lane.data_digest:
+        raise DataError(f"{plan.data.name} has digest {plan.data.digest} here, but {lane.data_digest} for the driver")
+    recorder = Recorder(log, plan, what.probe, what.models)
+    log.resume()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return Taken(lane, recorder, Checkpoint.load(log.fetch(LAST, folder)))
+    except (CheckpointError, MissingArtifact):
+        recorder.begin()
+        return Taken(lane, recorder, None)
+
+
+def _train(group: Sequence[Taken], what: Work, tell: Tell) -> dict[str, RunResult | str]:
+    """Train runs that stand at one epoch as a stack. Where it breaks as a whole, its lanes train alone: one of them may do it."""
+    ended: dict[str, RunResult | str] = {}
+    try:
+        plan = group[0].recorder.plan
+        stack = Stack.of(plan.arch, [taken.recorder.plan.config for taken in group], plan.data)
+        for k, taken in enumerate(group):
+            if taken.last:
+                taken.recorder.restore(stack, k, taken.last)
+        for k, result in run(stack, [taken.recorder for taken in group], lambda done: tell(group[done.lane].lane.run_id, done)):
+            log = group[k].recorder.log
+            ended[log.id] = _failed(log, result) if isinstance(result, Exception) else result
+    except Exception as error:
+        left = [taken for taken in group if taken.recorder.log.id not in ended]
+        if len(group) == 1:
+            return ended | {taken.recorder.log.id: _failed(taken.recorder.log, error) for taken in left}
+        for taken in left:
+            ended |= _train([_take(taken.recorder.log.store.open(taken.lane.run_id), taken.lane, what)], what, tell)
+    return ended
+
+
+def _failed(log: RunLog, error: Exception) -> str:
+    """Mark a run FAILED; why, in one line."""
+    fail(log, error)
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
