@@ -15,16 +15,30 @@ if TYPE_CHECKING:
     from harness.architecture import count_parameters as count_parameters
     from harness.checkpoint import save_model as save_model
     from harness.config import RunConfig as RunConfig
+    from harness.driver import StudyResult as StudyResult
+    from harness.driver import run_study as run_study
     from harness.errors import HarnessError as HarnessError
+    from harness.frames import compare as compare
+    from harness.frames import history as history
+    from harness.frames import runs as runs
+    from harness.frames import summary as summary
     from harness.launch import load_model as load_model
     from harness.launch import train as train
     from harness.modules import BatchNorm1d as BatchNorm1d
     from harness.modules import LayerNorm1d as LayerNorm1d
+    from harness.study import Study as Study
 
 _HOMES = {
     "RunConfig": "config",
     "HarnessError": "errors",
+    "Study": "study",
+    "StudyResult": "driver",
     "train": "launch",
+    "run_study": "driver",
+    "runs": "frames",
+    "history": "frames",
+    "summary": "frames",
+    "compare": "frames",
     "load_model": "launch",
     "save_model": "checkpoint",
     "build_network": "architecture",

@@ -7,22 +7,29 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
 from harness import version
 from harness.config import CHOICES, FIELDS, RunConfig, allowed
 from harness.errors import HarnessError, InputError, refusal
+from harness.study import Study
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from harness.driver import Progress as StudyProgress
+    from harness.driver import StudyResult
     from harness.recorder import RunResult
     from harness.results import EpochRecord
 
+FORMATS = ("table", "csv", "parquet", "json", "markdown")
+ROWS = ("summary", "compare", "runs", "history")
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -54,14 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(DONE)
 
 
-def parameters(command: Callable[..., Any]) -> Callable[..., Any]:
+def parameters(command: Callable[..., Any], defaults: bool = True) -> Callable[..., Any]:
     """Give a command one option for every field of RunConfig."""
     for name, about in reversed(FIELDS.items()):
         takes = f" ({allowed(name)})" if name in CHOICES else ""
-        text = f"{about.description}{takes}  [{RunConfig().text()[name]}]"
+        text = f"{about.description}{takes}{f'  [{RunConfig().text()[name]}]' if defaults else ''}"
         kind = {str: "NAME", int: "N"}.get(type(about.default), "X")
         command = click.option(f"--{_dashes(name)}", name, metavar=kind, help=text)(command)
     return command
+
+
+overriding = partial(parameters, defaults=False)
 
 
 def _dashes(name: str) -> str:
@@ -100,10 +110,133 @@ def train(resume: str | None, no_health: bool, **given: str | None) -> None:
             result = launch.resume(resume, data_dir=asked.get("data_dir"), **common)
         else:
             result = launch.train(config, run_id=os.environ.pop("MLFLOW_RUN_ID", None), **common)
-    _say(summary(result))
+    _say(ending(result))
 
 
-def summary(result: RunResult) -> str:
+@cli.command()
+@click.argument("study", metavar="NAME|FILE")
+@click.option("--seeds", metavar="SEEDS", help="In place of the study's own: 0..9, both ends included, or 0,1,2.")
+@click.option("--set", "assigned", metavar="KEY=VALUE", multiple=True, help="Another value in the base; again for more.")
+@click.option("--dry-run", is_flag=True, help="Show the cells, what is there and the expected time; train nothing.")
+@click.option("--workers", metavar="N", default="auto", help="Processes that train; 0: this one.  [one a core]")
+@click.option("--scheduler", metavar="ADDRESS", help="Train on this Dask cluster, tcp://host:8786, instead.")
+@click.option("--share", is_flag=True, help="Train cells of equal configs once, and copy the run.")
+@click.option("--fail-fast", is_flag=True, help="Stop at the first cell that fails.")
+@click.option("--log-models", is_flag=True, help="Log every trained network as an MLflow model too.")
+@click.option("--no-health", is_flag=True, help="Do not probe the hidden layers; losses and weights are the same.")
+@overriding
+def study(study: str, dry_run: bool, workers: str, scheduler: str | None, **given: Any) -> None:
+    """Train the cells of a study that the store does not have yet.
+
+    NAME is a study that comes with harness (matrix, factorial, regularization) or lies in ./experiments; FILE is any TOML file.
+    The parameters override the study's base.
+    """
+    if workers != "auto" and not (workers.isascii() and workers.isdigit()):
+        raise InputError(refusal("workers", workers, "a whole number from 0, or auto: one a core"))
+    overrides = _overrides(given)
+    wanted = Study.read(study).override(**overrides)
+    from harness import driver
+
+    if dry_run:
+        _say(driver.preview(wanted, None if workers == "auto" else int(workers), _say))
+        return
+    launcher = os.environ.pop("MLFLOW_RUN_ID", None)
+    with StudyLines() as lines:
+        result = driver.run_study(
+            wanted,
+            workers=None if workers == "auto" else int(workers),
+            scheduler=scheduler,
+            share=given["share"],
+            fail_fast=given["fail_fast"],
+            models=given["log_models"],
+            probe=not given["no_health"],
+            overrides=overrides,
+            launcher=launcher,
+            say=lines.say,
+            watch=lines,
+        )
+    _say(verdict(result))
+    if result.failed or not result.agree:
+        sys.exit(FAILED)
+
+
+@cli.command()
+@click.argument("study", metavar="NAME|FILE")
+@click.option("--seeds", metavar="SEEDS", help="As for the command study.")
+@click.option("--set", "assigned", metavar="KEY=VALUE", multiple=True, help="As for the command study.")
+@overriding
+def status(study: str, **given: Any) -> None:
+    """Show what a study has of each variant, and why the rest is missing, failed or stale.
+
+    Without overrides of its own it takes those of the last launch.
+    """
+    wanted, overrides = Study.read(study), _overrides(given)
+    wanted.override(**overrides)
+    from harness import driver
+
+    _say(driver.status(wanted, overrides, _say))
+
+
+@cli.command()
+@click.argument("study", metavar="NAME")
+@click.option("--format", "kind", metavar="FORMAT", default="table", help=f"{', '.join(FORMATS)}.  [table]")
+@click.option("--by", metavar="NAMES", default="", help="Group by parameters, as init,norm, in place of variants.")
+@click.option("--rows", metavar="ROWS", default="summary", help=f"{', '.join(ROWS)}.  [summary]")
+@click.option("--output", metavar="FILE", help="Write to a file; parquet needs one.")
+def results(study: str, kind: str, by: str, rows: str, output: str | None) -> None:
+    """Print a study's results as it was last launched: mean, std and extremes over n runs of each variant."""
+    for name, given, known in (("format", kind, FORMATS), ("rows", rows, ROWS)):
+        if given not in known:
+            raise InputError(refusal(name, given, known))
+    names = [name.strip().replace("-", "_") for name in by.split(",") if name.strip()]
+    if wrong := [name for name in names if name not in FIELDS]:
+        raise InputError(refusal("by", wrong[0], FIELDS))
+    if names and rows != "summary":
+        raise InputError(f"--by groups the summary; leave it out with --rows {rows}")
+    if kind == "parquet" and output is None:
+        raise InputError("format=parquet is binary; name a file: --output results.parquet")
+    from harness import frames
+
+    name = Study.read(study).name if study.endswith(".toml") else study
+    frame = frames.summary(name, names) if rows == "summary" else getattr(frames, rows)(name)
+    if rows == "summary" and kind in ("table", "markdown"):
+        frame = frames.outline(frame)
+    if output is None:
+        _say(frames.text(frame, kind).rstrip("\n"))
+    elif kind == "parquet":
+        frame.to_parquet(output)
+    else:
+        Path(output).write_text(frames.text(frame, kind), encoding="utf-8")
+
+
+def _overrides(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the command line changes in a study: its seeds, and parameters by their own options or by --set."""
+    overrides = {name: given[name] for name in ("seeds", *FIELDS) if given[name] is not None}
+    for text in given["assigned"]:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(refusal("set", text, "KEY=VALUE, as --set lr=0.1"))
+        overrides[name.strip().replace("-", "_")] = value
+    return overrides
+
+
+def verdict(result: StudyResult) -> str:
+    """What a person wants to know at the end of a study."""
+    from harness import frames
+
+    lines = ["", frames.text(frames.outline(frames.summary(result.study.name)), "table")]
+    lines += [f"failed   {name}: {why}" for name, why in result.failed.items()]
+    if result.copies:
+        lines.append(f"copies   {result.copies}")
+    lines += [
+        f"done     {result.settled} of {len(result.study.cells)} cells, {result.trained} now, in {result.seconds:.0f} s",
+        f"look     mlflow ui --backend-store-uri {result.store}",
+        f"         {result.chart}",
+    ]
+    return "\n".join(lines)
+
+
+def ending(result: RunResult) -> str:
     """What a person wants to know at the end of a run."""
     final = result.final
     outcome = f"diverged in epoch {result.diverged}:" if result.diverged else "finished"
@@ -119,19 +252,42 @@ def summary(result: RunResult) -> str:
     )
 
 
-class EpochLines:
-    """Tells of each epoch in a line; on a terminal a bar below the lines shows how far it is and the seconds left."""
+class Lines:
+    """Prints lines; on a terminal above a bar that shows how far it is and the time left."""
 
     def __init__(self) -> None:
-        self.began: tuple[int, float] | None = None  # the first epoch told of, and when
         self.bar: Progress | None = None
 
-    def __enter__(self) -> EpochLines:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
+        if self.bar is not None:
+            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            _say(line)
+
+    def draw(self, text: str, done: int, total: int) -> None:
+        """Move the bar."""
+        if self.bar is None:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+            self.bar = Progress(*columns, transient=True)
+            self.bar.add_task(text, total=total)
+            self.bar.start()
+        self.bar.update(self.bar.task_ids[0], description=text, completed=done, total=total)
+
+
+class EpochLines(Lines):
+    """Tells of each epoch of a run in a line."""
+
+    began: tuple[int, float] | None = None  # the first epoch told of, and when
 
     def __call__(self, record: EpochRecord, epochs: int) -> None:
         """Tell of one epoch of so many."""
@@ -147,24 +303,19 @@ class EpochLines:
         line = f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}  {'  '.join(parts)}"
         self.say(line if terminal else f"{line}  {left}".rstrip())
         if terminal:
-            self._draw(record.epoch, epochs)
+            self.draw("epoch", record.epoch, epochs)
 
-    def say(self, line: str) -> None:
-        """Print a line, above the bar if there is one."""
-        if self.bar is not None:
-            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
-            _say(line)
 
-    def _draw(self, epoch: int, epochs: int) -> None:
-        if self.bar is None:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+class StudyLines(Lines):
+    """On a terminal, how many cells are done, train and failed, and the losses of those that train; else nothing more."""
 
-            columns = (TextColumn("epoch"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-            self.bar = Progress(*columns, transient=True)
-            self.bar.add_task("epoch", total=epochs)
-            self.bar.start()
-        self.bar.update(self.bar.task_ids[0], completed=epoch)
+    def __call__(self, now: StudyProgress) -> None:
+        """Show how far a study is."""
+        if sys.stdout.isatty():
+            losses = sorted(now.running.values())
+            of = f", test loss {losses[0]:.3g} to {losses[-1]:.3g}" if losses else ""
+            text = f"{now.settled}/{now.cells} cells, {len(now.running)} training{of}, {now.failed} failed; epoch"
+            self.draw(text, now.epoch, now.epochs)
 
 
 def _say(line: str, err: bool = False) -> None:

@@ -178,11 +178,10 @@ class RunConfig(BaseModel):
 
     def label(self, name: str) -> str:
         """A field's text in the alphabet of tags; a network goes by the stem of its file."""
-        if name == "network" and isinstance(self.network, LayerList):
-            return f"layers-{self.network.digest[:8]}"
-        if name == "network":
-            return slug(Path(self.network).stem or "file") if self.network != "mlp" else "mlp"
-        return slug(_text(getattr(self, name)))
+        value = getattr(self, name)
+        if isinstance(value, LayerList):
+            return f"layers-{value.digest[:8]}"
+        return slug(Path(value).stem or "file") if name == "network" else slug(_text(value))
 
     def differs(self) -> dict[str, str]:
         """What differs from the defaults, seed and machine aside: `{"act": "relu"}`."""

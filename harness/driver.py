@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from filelock import Timeout
 
 from harness import engine, frames
@@ -21,7 +22,7 @@ from harness.recorder import fail
 from harness.results import EpochRecord
 from harness.stacks import makespan, pack
 from harness.study import Study
-from harness.survey import DIGESTS, Standing, survey
+from harness.survey import DIGESTS, STATES, Standing, survey
 from harness.tracking import RunLog, Store
 from harness.worker import Lane, Work
 
@@ -75,6 +76,8 @@ def run_study(
     fail_fast: bool = False,
     models: bool = False,
     probe: bool = True,
+    overrides: Mapping[str, Any] = {},
+    launcher: str | None = None,
     say: Say = print,
     watch: Watch = lambda progress: None,
 ) -> StudyResult:
@@ -82,7 +85,8 @@ def run_study(
 
     `workers` processes train (as many as cores; 0: this process), or those of a Dask `scheduler`. `share` trains cells of
     equal configs once and copies the run. `models` logs every network as an MLflow model too. A cell that fails does not
-    stop the others, unless `fail_fast`.
+    stop the others, unless `fail_fast`. `overrides` are those that made the study out of its file, for `status` to take
+    them up; `launcher` is a run that `mlflow run` has begun, to be told where to look.
 
     Raises InputError before anything is written. An interrupt marks what is unfinished KILLED; its checkpoints stay.
     """
@@ -95,7 +99,7 @@ def run_study(
         store = Store()
         with _alone(store, study, say):
             launch = Launch(store, study, plans, say, watch)
-            with launch.reported():
+            with launch.reported(overrides):
                 works = launch.schedule(max(hands.workers, 1), share, probe, models)
                 with closing(hands.trained(works, launch.heard)) as trained:
                     for work, came in trained:
@@ -103,7 +107,52 @@ def run_study(
                         if fail_fast and launch.failed:
                             break
                 launch.copy()
-            return launch.result(time.monotonic() - began)
+            return launch.result(time.monotonic() - began, launcher)
+
+
+def preview(study: Study, workers: int | None, say: Say) -> str:
+    """What a launch would do: each cell, what is there of it, and the expected time. Writes nothing."""
+    plans = {plan.cell.name: plan for plan in prepare_all(study.cells, say)}
+    standings = _standings(Store.there(), study, list(plans.values()))
+    todo = [plans[standing.cell.name] for standing in standings if not standing.settled]
+    with engine.opened(workers, None, []) as hands:
+        stacks = pack(todo, max(hands.workers, 1))
+    rows = [{"cell": standing.cell.name, "state": standing.state, "why": standing.reason} for standing in standings]
+    return f"{frames.text(pd.DataFrame(rows), 'table')}\n{_outlook(study, todo, stacks, max(hands.workers, 1))}"
+
+
+def status(study: Study, overrides: Mapping[str, Any], say: Say) -> str:
+    """Where each variant of a study stands, and why; without overrides with those of its last launch."""
+    lines = []
+    store = Store.there()
+    if not overrides and (overrides := frames.last_overrides(store, study.name) if store else {}):
+        given = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in overrides.items())
+        lines.append(f"as last launched, with {given}")
+    study = study.override(**overrides)
+    standings = _standings(store, study, prepare_all(study.cells, say))
+    counts = [
+        {"variant": row.name, **{state: sum(s.state == state for s in standings if s.cell.variant == row) for state in STATES}}
+        for row in study.rows
+    ]
+    lines.append(frames.text(pd.DataFrame(counts), "table"))
+    lines += [f"{s.cell.name}: {s.state}{f', {s.reason}' if s.reason else ''}" for s in standings if s.state != "finished"]
+    settled = sum(standing.settled for standing in standings)
+    return "\n".join([*lines, f"{settled} of {len(standings)} cells are settled"])
+
+
+def _standings(store: Store | None, study: Study, plans: Sequence[Plan]) -> list[Standing]:
+    runs = store.runs(study.name, study=study.name) if store else []
+    return survey([(plan.cell, plan.tags) for plan in plans], runs, store.held if store else lambda run_id: False)
+
+
+def _outlook(study: Study, todo: Sequence[Plan], stacks: Sequence[Sequence[Plan]], workers: int) -> str:
+    if not todo:
+        return f"{study.name}: all {len(study.cells)} cells are there"
+    about = makespan(stacks, workers)
+    return (
+        f"{study.name}: {len(todo)} of {len(study.cells)} cells to train, in {len(stacks)} stacks on {workers} "
+        f"worker{'s' if workers > 1 else ''}, about {f'{about / 60:.0f} min' if about > 90 else f'{about:.0f} s'}"
+    )
 
 
 class Launch:
@@ -121,7 +170,7 @@ class Launch:
         self.trained = 0
 
     @contextmanager
-    def reported(self) -> Iterator[None]:
+    def reported(self, overrides: Mapping[str, Any]) -> Iterator[None]:
         """The report run around a launch; an interrupt leaves no run RUNNING that is not trained."""
         found = self.store.runs(self.study.name, report=self.study.name, edition=self.edition)
         tags = {"report": self.study.name, "edition": self.edition}
@@ -129,7 +178,7 @@ class Launch:
         self.report = RunLog(self.store, found[0]) if found else self.store.create(self.study.name, name, "harness study", tags)
         self.store.client.update_run(self.report.id, status="RUNNING")
         digests = {name: {key: str(plan.tags[key]) for key in (*DIGESTS, "dataset")} for name, plan in self.plans.items()}
-        content = {"study": json.loads(self.study.json_text()), "cells": digests}
+        content = {"study": json.loads(self.study.json_text()), "overrides": dict(overrides), "cells": digests}
         self.report.text(frames.STUDY_FILE, json.dumps(content, indent=2) + "\n")
         self.report.tags({"launched": time.time_ns() // 1_000_000})
         try:
@@ -141,12 +190,15 @@ class Launch:
             for run_id in self.left:
                 self.store.client.set_terminated(run_id, "KILLED")
             if self.left:
-                self.say(f"killed   {len(self.left)} cells are left, with their checkpoints; the same command goes on from there")
+                self.say(
+                    f"killed   {len(self.left)} cells are left, with their checkpoints; the same command goes on from there"
+                )
 
     def schedule(self, workers: int, share: bool, probe: bool, models: bool) -> list[Work]:
         """Find or create the run of every cell, and cut what is to be trained into stacks."""
         runs = self.store.runs(self.study.name, study=self.study.name)
-        standings = survey([(plan.cell, plan.tags) for plan in self.plans.values()], runs, self.store.held)
+        wanted = [(plan.cell, plan.tags) for plan in self.plans.values()]
+        standings = survey(wanted, runs, self.store.held)
         todo = []
         leaders = {self.plans[s.cell.name].config.digest: s.cell.name for s in reversed(standings) if s.settled}
         for standing in standings:
@@ -164,14 +216,8 @@ class Launch:
         self._tidy(runs)
         self.progress = Progress(len(self.plans), len(self.plans) - len(self.left), sum(p.config.epochs for p in todo))
         stacks = pack(todo, workers)
-        if stacks:
-            about = makespan(stacks, workers)
-            self.say(f"study    {self.study.name}: {len(todo)} of {len(self.plans)} cells to train, in {len(stacks)} stacks on {workers} workers, about {about:.0f} s")
-        else:
-            self.say(f"study    {self.study.name}: all {len(self.plans)} cells are there")
-        return [
-            Work(self.store.uri, tuple(self._lane(plan) for plan in stack), probe, models) for stack in stacks
-        ]
+        self.say(f"study    {_outlook(self.study, todo, stacks, workers)}")
+        return [Work(self.store.uri, tuple(self._lane(plan) for plan in stack), probe, models) for stack in stacks]
 
     def _lane(self, plan: Plan) -> Lane:
         return Lane(self.runs[plan.cell.name].id, plan.cell, plan.config, plan.data.digest)
@@ -251,11 +297,12 @@ class Launch:
 
     def _line(self, name: str, text: str) -> None:
         self.progress.running.pop(name, None)
-        width = max(map(len, self.plans))
-        self.say(f"{self.progress.settled + self.progress.failed:>{len(str(len(self.plans)))}}/{len(self.plans)}  {name:<{width}}  {text}")
+        done, of, width = self.progress.settled + self.progress.failed, len(self.plans), max(map(len, self.plans))
+        left = f"  {self.progress.seconds_left:.0f} s left" if self.progress.seconds_left is not None and done < of else ""
+        self.say(f"{done:>{len(str(of))}}/{of}  {name:<{width}}  {text}{left}")
         self.watch(self.progress)
 
-    def result(self, seconds: float) -> StudyResult:
+    def result(self, seconds: float, launcher: str | None) -> StudyResult:
         """Write the report run's table and description, and end it."""
         copies, agree = compared(self.store.runs(self.study.name, study=self.study.name, edition=self.edition))
         table = frames.summary(self.study.name)
@@ -268,9 +315,13 @@ class Launch:
             f"**Copies**: {copies}" if copies else "",
             f"**Failed**:{failed}" if failed else "",
         ]
-        self.report.tags({"mlflow.note.content": "\n\n".join(part for part in note if part), **({"copies": copies} if copies else {})})
+        content = "\n\n".join(part for part in note if part)
+        self.report.tags({"mlflow.note.content": content, **({"copies": copies} if copies else {})})
         self.report.finish("FAILED" if self.failed or not agree else "FINISHED")
-        experiment = self.report.run.info.experiment_id
+        chart = self.store.chart(self.report.run.info.experiment_id, {"study": self.study.name, "edition": self.edition})
+        if launcher:
+            self.store.client.update_run(launcher, name=f"study-{self.study.name}")
+            self.store.open(launcher).tags({"mlflow.note.content": f"Its runs: [{self.study.name}]({chart})"})
         return StudyResult(
             study=self.study,
             trained=self.trained,
@@ -280,13 +331,13 @@ class Launch:
             agree=agree,
             report_run_id=self.report.id,
             store=self.store.uri,
-            chart=self.store.chart(experiment, {"study": self.study.name, "edition": self.edition}),
+            chart=chart,
             seconds=seconds,
         )
 
 
 def edition(study: Study, plans: Sequence[Plan]) -> str:
-    """Eight digits of what the cells share: one experiment may hold the study with 2 epochs and with 10, on this data and that."""
+    """Eight digits of what cells share: an experiment may hold a study with 2 epochs and with 10, on this data and that."""
     shared = {name: text for name, text in plans[0].config.text().items() if name not in (*study.varied, "seed", "data_dir")}
     data = sorted({plan.data.digest for plan in plans})
     return hashlib.sha256(json.dumps([shared, data], sort_keys=True).encode()).hexdigest()[:8]

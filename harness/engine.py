@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import queue
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
 from dask.system import CPU_COUNT
-from distributed import Client, Future, LocalCluster, get_worker
-from distributed.worker import thread_state
+from distributed import Client, LocalCluster, get_worker
+from distributed.worker import thread_state  # type: ignore[attr-defined]
 
 from harness.config import RunConfig
 from harness.errors import InputError
@@ -33,7 +33,7 @@ class Engine:
     workers: int  # 0: this process
     client: Client | None = None  # of a cluster
 
-    def trained(self, works: Sequence[Work], tell: Tell) -> Iterator[tuple[Work, Came]]:
+    def trained(self, works: Sequence[Work], tell: Tell) -> Generator[tuple[Work, Came]]:
         """Train stacks, in this order as workers come free; yields each with what its runs came to.
 
         A stack whose workers die again and again is cut into single runs; a single run that does is given up. To close
@@ -91,10 +91,10 @@ def _local(workers: int) -> Iterator[Client]:
         yield client
 
 
-def _trained(client: Client, works: Sequence[Work], tell: Tell) -> Iterator[tuple[Work, Came]]:
+def _trained(client: Client, works: Sequence[Work], tell: Tell) -> Generator[tuple[Work, Came]]:
     """Feed a cluster: as many stacks at a time as it has threads, so that the order is ours."""
-    left, running = deque(works), dict[Future, Work]()
-    news: queue.SimpleQueue[Callable[[], Future | None]] = queue.SimpleQueue()
+    left, running = deque(works), dict[Any, Work]()
+    news: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
     topic = f"harness-{uuid4()}"
 
     def heard(event: tuple[float, Any]) -> None:
@@ -137,6 +137,8 @@ def _task(what: Work, topic: str) -> Came:
         return work(what, tell)
     except KeyboardInterrupt:
         return {}
+    except Exception as error:  # the store cannot be reached from here, say
+        return {lane.run_id: _line(error) for lane in what.lanes}
 
 
 def _codes(configs: Sequence[RunConfig]) -> list[str]:

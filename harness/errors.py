@@ -24,6 +24,10 @@ class HarnessError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.splitlines()))
 
+    def __reduce__(self) -> tuple[type[HarnessError], tuple[str]]:
+        """Errors cross from workers to the driver; tblib, which Dask pickles them with, cannot make an OSError of its parts."""
+        return type(self), (str(self),)
+
 
 class InputError(HarnessError, ValueError):
     """A value, name or file that cannot be used. Raised before anything is written."""

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -19,7 +18,7 @@ from harness.config import FIELDS
 from harness.errors import InputError, MissingArtifact, refusal
 from harness.study import METRICS, Study
 from harness.survey import DIGESTS, STATES, Standing, survey
-from harness.tracking import RunLog, Store
+from harness.tracking import RunLog, Store, store_uri
 
 CONFIDENCE = 0.95
 STUDY_FILE = "study.json"  # of the report run: the study as it was launched, and the digests of its cells
@@ -41,15 +40,29 @@ class Launched:
         """The last launch of the study of this name. Raises InputError when this store has seen none."""
         name = study if isinstance(study, str) else study.name
         store = Store.there()
-        reports = store.runs(name, report=name) if store else []
-        if store is None or not reports:
-            raise InputError(f"study {name} was never launched in {store.uri if store else 'this folder, which has no store'}")
-        report = max(reports, key=lambda run: int(run.data.tags["launched"]))
-        with tempfile.TemporaryDirectory() as folder:
-            content = json.loads(RunLog(store, report).fetch(STUDY_FILE, folder).read_text(encoding="utf-8"))
+        content = _last(store, name) if store else None
+        if store is None or content is None:
+            where = store_uri() if store else f"{store_uri()}, which does not exist"
+            raise InputError(f"study {name} was never launched in the store {where}; launch it: harness study {name}")
         launched = Study(**content["study"])
         wanted = [(cell, content["cells"][cell.name]) for cell in launched.cells]
         return cls(launched, content["cells"], survey(wanted, store.runs(name, study=name), store.held), store)
+
+
+def _last(store: Store, name: str) -> Any:
+    """What the report run of a study's last launch keeps of it; None where there was none."""
+    reports = [run for run in store.runs(name, report=name) if "launched" in run.data.tags]
+    if not reports:
+        return None
+    report = max(reports, key=lambda run: int(run.data.tags["launched"]))
+    with tempfile.TemporaryDirectory() as folder:
+        return json.loads(RunLog(store, report).fetch(STUDY_FILE, folder).read_text(encoding="utf-8"))
+
+
+def last_overrides(store: Store, name: str) -> dict[str, Any]:
+    """With which overrides a study was last launched."""
+    content = _last(store, name)
+    return dict(content["overrides"]) if content else {}
 
 
 def runs(study: str | Study) -> pd.DataFrame:
@@ -112,7 +125,7 @@ FORMATS = ("table", "csv", "parquet", "json", "markdown")
 
 def outline(summary: pd.DataFrame) -> pd.DataFrame:
     """What fits a screen: counts of what went wrong only where something did, and the two final test metrics."""
-    names = [column for column in summary if not any(column.startswith(_short(metric)) for metric in METRICS)]
+    names = [column for column in map(str, summary) if not any(column.startswith(_short(metric)) for metric in METRICS)]
     names = [name for name in names if name not in STATES or summary[name].any()]
     shown = [f"{_short(metric)}_{what}" for metric in SHOWN for what in ("mean", "std", "min", "max")]
     heads = {name: name.removeprefix("test_").replace("_", " ") for name in shown}

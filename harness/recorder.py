@@ -68,7 +68,9 @@ class Recorder:
             if counts[part]:
                 self.log.dataset(data.name, context, data.digest, counts[part], data.files)
         # with these, the run is one that can be resumed
-        self.log.tags({"attempt": self.log.attempt, **self.plan.tags, **({"mlflow.source.git.commit": commit} if commit else {})})
+        self.log.tags(
+            {"attempt": self.log.attempt, **self.plan.tags, **({"mlflow.source.git.commit": commit} if commit else {})}
+        )
 
     def restore(self, stack: Stack, lane: int, last: Checkpoint) -> None:
         """Put a lane, and this history, where a checkpoint left them. Raises CheckpointError for another run's."""
@@ -149,7 +151,12 @@ def describe(plan: Plan, result: RunResult) -> str:
     """Four lines of Markdown: what the run was, what came out, its bits and the command that repeats it."""
     config, final, data = plan.config, result.final, plan.data
     network = f"{config.hidden_dim} hidden units" if config.network == "mlp" else f"{len(plan.arch.layers)} layers"
-    options = {**config.changed(), "network": plan.cell.config.text()["network"], "dataset": data.name, "seed": str(config.seed)}
+    options = {
+        **config.changed(),
+        "network": plan.cell.config.text()["network"],
+        "dataset": data.name,
+        "seed": str(config.seed),
+    }
     parts = (part for name, text in options.items() if name != "data_dir" for part in (f"--{name.replace('_', '-')}", text))
     counts = sample_counts(config, data)
     held_out = f", {counts['val']:,} validation" if counts["val"] else ""

@@ -11,14 +11,13 @@ import ast
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib import metadata, resources
 
 from harness.config import CHOICES, RunConfig
 from harness.layerlist import NORM_TYPES
 
-ROOTS = (("training", "train"), ("training", "Stack"), ("architecture", "architecture"), ("data", "load"))
-ROOTS += (("components.layers", "Linear"), ("components.layers", "Dropout"))  # held by layers, never named by the loop
+ROOTS = (("training", "train"), ("architecture", "architecture"), ("data", "load"))
 TABLES = {tuple(table.replace("/", ".").rsplit(".", 1)): field for field, table in CHOICES.items() if isinstance(table, str)}
 VALUES = ("errors", "config", "layerlist")  # what they say, the config digest holds
 PACKAGES = ("torch", "numpy")
@@ -48,7 +47,7 @@ def _levels(config: RunConfig) -> frozenset[tuple[str, str]]:
     return frozenset(used | {("norm", NORM_TYPES[t]) if t in NORM_TYPES else ("act", t) for t in types})
 
 
-@lru_cache(maxsize=None)
+@cache
 def _digest(levels: frozenset[tuple[str, str]]) -> str:
     found: dict[Place, str] = {}
     todo = list(ROOTS)
@@ -68,7 +67,8 @@ def _used(place: Place, node: ast.stmt, levels: frozenset[tuple[str, str]]) -> l
     """A definition; of a table only the rows in use."""
     if place not in TABLES:
         return [node]
-    assert isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
+    assert isinstance(node, ast.AnnAssign)
+    assert isinstance(node.value, ast.Dict)
     rows = zip(node.value.keys, node.value.values, strict=True)
     return [value for key, value in rows if isinstance(key, ast.Constant) and (TABLES[place], key.value) in levels]
 
@@ -84,7 +84,7 @@ def _names(node: ast.AST, inside: str, module: Module) -> Iterator[Place]:
             yield module.imported[child.value.id][0], child.attr
 
 
-@lru_cache(maxsize=None)
+@cache
 def _module(name: str) -> Module:
     file = resources.files("harness").joinpath(f"{name.replace('.', '/')}.py")
     tree = _Bare().visit(ast.parse(file.read_text(encoding="utf-8")))

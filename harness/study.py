@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, ValidationError
 
-from harness.config import FIELDS, RunConfig, slug
+from harness.config import FIELDS, RunConfig
 from harness.errors import InputError, refusal
 
 Design = Literal["one_factor_at_a_time", "factorial", "list"]

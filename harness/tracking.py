@@ -6,12 +6,14 @@ import getpass
 import json
 import logging
 import os
+import shutil
 import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -208,8 +210,7 @@ class RunLog:
             client.log_batch(self.id, [Metric(r.key, r.value, r.timestamp, r.step) for r in rows[start : start + 1000]])
         with tempfile.TemporaryDirectory() as folder:
             for artifact in artifacts:
-                content = other.fetch(artifact, folder).read_bytes()
-                self.file(artifact, lambda path, content=content: path.write_bytes(content))
+                self.file(artifact, partial(shutil.copyfile, other.fetch(artifact, folder)))
 
     def check_unfinished(self) -> None:
         """Raise InputError when there is nothing to go on with."""

@@ -97,7 +97,7 @@ def _take(log: RunLog, lane: Lane, what: Work) -> Taken:
 
 
 def _train(group: Sequence[Taken], what: Work, tell: Tell) -> dict[str, RunResult | str]:
-    """Train runs that stand at one epoch as a stack. Where it breaks as a whole, its lanes train alone: one of them may do it."""
+    """Train runs that stand at one epoch as a stack. Where it breaks as a whole, its lanes train alone: one may be why."""
     ended: dict[str, RunResult | str] = {}
     try:
         plan = group[0].recorder.plan

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOUSE = ROOT / "harness"
 # a module imports from rows above its own, or from its left in its own row
 ROWS = (
-    ("errors", "layerlist", "config", "results"),
+    ("errors", "layerlist", "config", "results", "sources", "study", "survey"),
     (
         "seeding",
         "modules",
@@ -28,14 +28,21 @@ ROWS = (
         "components.optimizers",
         "data",
     ),
-    ("architecture", "network", "health", "training", "checkpoint", "record", "plots", "tracking"),
-    ("plan", "recorder", "launch"),
+    ("architecture", "network", "health", "training", "checkpoint", "record", "plots", "tracking", "frames"),
+    ("plan", "recorder", "launch", "worker", "engine", "stacks", "driver"),
     (),
     ("cli", "__main__"),
 )
 ORDER = [name for row in ROWS for name in row]
 PACKAGES = {"__init__", "components.__init__"}  # no rooms but doors: they import only when asked
-ALONE = {"mlflow": "tracking", "matplotlib": "plots", "safetensors": "checkpoint", "click": "cli", "rich": "cli"}
+ALONE = {
+    "mlflow": "tracking",
+    "matplotlib": "plots",
+    "safetensors": "checkpoint",
+    "click": "cli",
+    "rich": "cli",
+    "distributed": "engine",
+}
 
 
 def module_name(path: Path) -> str:

@@ -30,6 +30,7 @@ from harness.config import FIELDS, RunConfig
 from harness.errors import InputError, StoreError
 from harness.launch import RunResult
 from harness.results import EpochRecord, history_digest
+from harness.sources import code_digest
 from harness.training import subsets
 
 # mlflow 3.17's own: a table mapped with a strategy that sqlalchemy is going to drop, a type hint in one of its classes
@@ -144,6 +145,7 @@ def test_tags_are_those_of_the_vocabulary_in_their_alphabet(run: Run, finished: 
         "cell": f"{ASKED.condition}-s0",
         "config_digest": ASKED.digest,
         "data_digest": data.load("mnist_5k", "unused").digest,
+        "code_digest": code_digest(ASKED),
         "state_digest": finished.state_digest,
         "history_digest": finished.history_digest,
         "attempt": "1",
