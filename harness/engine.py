@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
+import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -12,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster, get_worker
+from distributed import Client, LocalCluster, WorkerPlugin, get_worker
 from distributed.worker import thread_state  # type: ignore[attr-defined]
 
 from harness.config import RunConfig
@@ -86,9 +88,24 @@ def _check(client: Client, scheduler: str, configs: Sequence[RunConfig]) -> None
 @contextmanager
 def _local(workers: int) -> Iterator[Client]:
     """Worker processes of this machine, one thread each; they die with this process."""
-    quiet: dict[str, Any] = {"dashboard_address": None, "silence_logs": logging.CRITICAL}
+    quiet: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
     with LocalCluster(workers, threads_per_worker=1, memory_limit=0, **quiet) as cluster, Client(cluster) as client:
-        yield client
+        client.register_plugin(Deaf())
+        try:
+            yield client
+        except BaseException:  # checkpoints are whole at any moment, and a busy worker would take four seconds to say goodbye
+            for nanny in cluster.workers.values():
+                with suppress(OSError, TypeError):
+                    os.kill(nanny.pid, signal.SIGKILL)
+            raise
+
+
+class Deaf(WorkerPlugin):  # type: ignore[misc]
+    """A terminal sends Ctrl-C to all of its processes; that it ends a study is for the driver to see to."""
+
+    def setup(self, worker: Any) -> None:
+        """In each worker, also one that takes a dead one's place."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _trained(client: Client, works: Sequence[Work], tell: Tell) -> Generator[tuple[Work, Came]]:
