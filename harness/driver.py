@@ -38,9 +38,14 @@ class Progress:
     settled: int  # before this launch, and since
     epochs: int  # of all runs to be trained
     failed: int = 0
-    epoch: int = 0  # of `epochs`
+    passed: dict[str, int] = field(default_factory=dict)  # cell -> its epochs, of these
     running: dict[str, float] = field(default_factory=dict)  # cell -> test loss of its last epoch
     began: float = field(default_factory=time.monotonic)
+
+    @property
+    def epoch(self) -> int:
+        """How many of the epochs are done."""
+        return sum(self.passed.values())
 
     @property
     def seconds_left(self) -> float | None:
@@ -207,12 +212,12 @@ class Launch:
                 self.runs[name] = RunLog(self.store, standing.run)
                 continue
             leader = leaders.setdefault(plan.config.digest, name) if share else name
-            self.runs[name] = self._run(plan, standing)
+            self.runs[name] = log = self._run(plan, standing)
+            self.left[log.id] = name
             if leader == name:
                 todo.append(plan)
             else:
                 self.twins[name] = leader
-        self.left = {self.runs[s.cell.name].id: s.cell.name for s in standings if not s.settled}
         self._tidy(runs)
         self.progress = Progress(len(self.plans), len(self.plans) - len(self.left), sum(p.config.epochs for p in todo))
         stacks = pack(todo, workers)
@@ -249,7 +254,7 @@ class Launch:
     def heard(self, run_id: str, done: EpochRecord) -> None:
         """An epoch of a run."""
         if (cell := self.left.get(run_id)) is not None:
-            self.progress.epoch += done.epoch > 0
+            self.progress.passed[cell] = done.epoch
             self.progress.running[cell] = done.curves["test/loss"]
             self.watch(self.progress)
 
@@ -297,6 +302,8 @@ class Launch:
 
     def _line(self, name: str, text: str) -> None:
         self.progress.running.pop(name, None)
+        if name not in self.twins:
+            self.progress.passed[name] = self.plans[name].config.epochs
         done, of, width = self.progress.settled + self.progress.failed, len(self.plans), max(map(len, self.plans))
         left = f"  {self.progress.seconds_left:.0f} s left" if self.progress.seconds_left is not None and done < of else ""
         self.say(f"{done:>{len(str(of))}}/{of}  {name:<{width}}  {text}{left}")

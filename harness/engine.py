@@ -100,7 +100,7 @@ def _local(workers: int) -> Iterator[Client]:
             raise
 
 
-class Deaf(WorkerPlugin):  # type: ignore[misc]
+class Deaf(WorkerPlugin):
     """A terminal sends Ctrl-C to all of its processes; that it ends a study is for the driver to see to."""
 
     def setup(self, worker: Any) -> None:

@@ -19,6 +19,7 @@ from harness import cli
 from harness.config import CHOICES, FIELDS, RunConfig, choices
 from harness.data import load
 from harness.layerlist import read
+from harness.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *ROOT.glob("experiments/**/*.md")]
@@ -38,7 +39,13 @@ def parsed(arguments: list[str]) -> None:
     assert command is not None, arguments
     rest = [argument for argument in arguments[1:] if argument != "--help"]
     given = command.make_context(arguments[0], rest, token_normalize_func=cli._dashes).params
-    RunConfig(**{name: text for name, text in given.items() if name in FIELDS and text is not None})
+    values = {name: text for name, text in given.items() if name in FIELDS and text is not None}
+    if (given.get("study") or "").endswith(".toml"):
+        RunConfig(**values)
+    elif "study" in given:
+        Study.read(given["study"]).override(seeds=given.get("seeds"), **values)
+    else:
+        RunConfig(**values)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -48,8 +55,10 @@ def test_commands_in_the_docs_are_commands(page: Path) -> None:
         if words[0] == "harness":
             parsed(words[1:])
         else:
-            pairs = [words[i + 1].split("=") for i, word in enumerate(words) if word == "-P"]
-            parsed(["train", *(f"--{name}={value}" for name, value in pairs if name != "name")])
+            pairs = dict(words[i + 1].split("=") for i, word in enumerate(words) if word == "-P")
+            entry = [pairs.pop("study")] if "-e" in words else []
+            command = ["study", *entry] if entry else ["train"]
+            parsed([*command, *(f"--{name}={value}" for name, value in pairs.items() if name != "name")])
 
 
 def test_there_are_commands_to_check() -> None:
@@ -216,3 +225,19 @@ def test_python_in_the_readme_runs(tmp_path: Path) -> None:
     row = done.stdout.strip().splitlines()[-1].split(",")
     assert row[:3] == ["mnist_5k", "norm=layernorm dataset=mnist_5k", "1"]
     assert row[-1] == "0"  # diverged
+
+
+def test_study_of_the_extending_page_is_one(tmp_path: Path) -> None:
+    whole, variants = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(encoding="utf-8"), re.S)
+    assert len(Study.parse(whole, tmp_path / "widths.toml").cells) == 18
+    listed = whole[: whole.index("[factors]")].replace('"factorial"', '"list"') + variants
+    assert [row.name for row in Study.parse(listed, tmp_path / "widths.toml").rows] == ["small and slow"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_study_has_its_row_with_question_command_and_result(path: Path) -> None:
+    study, page = Study.read(path), (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    assert study.name == path.stem
+    assert study.question in page
+    assert f"`harness study {study.name}`" in page
+    assert study.expect
