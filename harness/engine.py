@@ -18,7 +18,7 @@ from distributed import Client, LocalCluster, WorkerPlugin, get_worker
 from distributed.worker import thread_state  # type: ignore[attr-defined]
 
 from harness.config import RunConfig
-from harness.errors import InputError
+from harness.errors import EngineError, InputError
 from harness.recorder import RunResult
 from harness.results import EpochRecord
 from harness.sources import code_digest
@@ -127,6 +127,8 @@ def _trained(client: Client, works: Sequence[Work], tell: Tell) -> Generator[tup
                 future.add_done_callback(lambda done: news.put(lambda: done))
             if (future := news.get()()) is None:
                 continue
+            if future.cancelled():
+                raise EngineError("the scheduler is gone; start it and the same command again: it goes on from the checkpoints")
             what = running.pop(future)
             if (error := future.exception()) is None:
                 yield what, future.result()

@@ -5,7 +5,8 @@
     │   ├── DataError    OSError       a dataset is missing, damaged or cannot be fetched
     │   ├── StoreError   OSError       the MLflow store cannot be reached or written
     │   └── MissingArtifact            a run has no such file
-    └── CheckpointError  ValueError    a checkpoint is torn, altered or belongs to another run
+    ├── CheckpointError  ValueError    a checkpoint is torn, altered or belongs to another run
+    └── EngineError      RuntimeError  the cluster that was training is gone
 
 Messages are one line: what came, what is allowed, the nearest match or what to do.
 """
@@ -45,6 +46,10 @@ class StoreError(InputError, OSError):
 
 class MissingArtifact(InputError):
     """A run without the file that was asked for."""
+
+
+class EngineError(HarnessError, RuntimeError):
+    """A cluster that is gone in the middle of a study; the runs are left with their checkpoints."""
 
 
 class CheckpointError(HarnessError, ValueError):
