@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for polite in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(polite) != signal.SIG_IGN:  # nohup
             signal.signal(polite, _as_interrupt)
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # of a server, for every run that ends
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         cli(arguments, prog_name="harness", standalone_mode=False)
     except click.exceptions.Exit as error:
@@ -203,10 +205,12 @@ def results(study: str, kind: str, by: str, rows: str, output: str | None) -> No
         frame = frames.outline(frame)
     if output is None:
         _say(frames.text(frame, kind).rstrip("\n"))
-    elif kind == "parquet":
-        frame.to_parquet(output)
-    else:
-        Path(output).write_text(frames.text(frame, kind), encoding="utf-8")
+        return
+    try:
+        content = frame.to_parquet() if kind == "parquet" else frames.text(frame, kind).encode()
+        Path(output).write_bytes(content)
+    except OSError as error:
+        raise InputError(f"output {output} cannot be written: {error.strerror or error}") from None
 
 
 def _overrides(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,12 +80,13 @@ def history(study: str | Study) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else empty
 
 
-def summary(study: str | Study, by: Sequence[str] = ()) -> pd.DataFrame:
+def summary(study: str | Study, by: str | Sequence[str] = ()) -> pd.DataFrame:
     """One row per variant, or per setting of the parameters in `by`: n, mean, std, min, max, 95% t interval.
 
     n counts finished runs that did not diverge; diverged, failed and missing cells have columns of their own. Under `by`
     runs of one config (the base stands in several variants) count once. Raises InputError for an unknown parameter.
     """
+    by = [by] if isinstance(by, str) else list(by)
     for name in by:
         if name not in FIELDS:
             raise InputError(refusal("by", name, FIELDS))
@@ -96,7 +97,7 @@ def summary(study: str | Study, by: Sequence[str] = ()) -> pd.DataFrame:
         frame = frame.sort_values("state", key=lambda states: states.map(STATES.index), kind="stable")
         frame = frame.drop_duplicates("config_digest")
     rows = []
-    for names, group in frame.groupby(list(by) or ["variant"], sort=bool(by), dropna=False):
+    for names, group in frame.groupby(by or ["variant"], sort=bool(by), dropna=False):
         good = group[group.state == "finished"]
         counts = {state: int((group.state == state).sum()) for state in STATES[1:]}
         numbers = {f"{_short(m)}_{what}": value for m in metrics for what, value in _describe(good[m]).items()}
@@ -133,13 +134,32 @@ def outline(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def text(frame: pd.DataFrame, kind: str) -> str:
-    """A frame as `table`, `csv`, `json` (a list of rows) or `markdown`; numbers of csv and json to their last bit."""
+    """A frame as `table`, `csv`, `json` (a list of rows) or `markdown`; numbers of csv and json to their last bit.
+
+    What is not there is empty, in JSON null; JSON has no infinity, and gets "inf".
+    """
     if kind == "csv":
         return frame.to_csv(index=False)
+    values = [{name: _plain(value) for name, value in row.items()} for row in frame.to_dict("records")]
     if kind == "json":
-        return frame.to_json(orient="records", double_precision=15, indent=2) + "\n"
+        finite = [{k: str(v) if isinstance(v, float) and math.isinf(v) else v for k, v in row.items()} for row in values]
+        return json.dumps(finite, indent=2) + "\n"
+    cells = [[_cell(value) for value in row.values()] for row in values]
+    sides = ["right" if pd.api.types.is_numeric_dtype(frame[name]) else "left" for name in frame]
     style = "pipe" if kind == "markdown" else "simple"
-    return tabulate(frame, headers="keys", tablefmt=style, showindex=False, floatfmt=".4f", missingval="") + "\n"
+    return tabulate(cells, list(frame), style, disable_numparse=True, colalign=sides if cells else None) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """A value of a frame as Python has it; None for one that is not there."""
+    return None if pd.isna(value) else value.item() if hasattr(value, "item") else value
+
+
+def _cell(value: object) -> str:
+    """Four decimals where they say something, six digits where they do not."""
+    if isinstance(value, float):
+        return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:g}"
+    return "" if value is None else str(value)
 
 
 def _runs(launched: Launched) -> pd.DataFrame:
@@ -183,14 +203,15 @@ def _history(store: Store, standing: Standing) -> pd.DataFrame:
     """The file that a finished run keeps, to the last bit; of another run what the store has."""
     try:
         with tempfile.TemporaryDirectory() as folder:
-            frame = pd.read_csv(RunLog(store, standing.run).fetch("history.csv", folder), float_precision="round_trip")
+            frame = pd.read_csv(RunLog(store, standing.run).fetch("history.csv", folder), engine="python")  # exact
     except MissingArtifact:
         values: dict[int, dict[str, float]] = {}
         for name in standing.run.data.metrics:
             if not name.startswith(("final/", "best/")):
                 for point in store.client.get_metric_history(standing.run.info.run_id, name):
                     values.setdefault(point.step, {})[name] = _restored(point.value)
-        frame = pd.DataFrame([{"epoch": epoch, **values[epoch]} for epoch in sorted(values)])
+        rows = [{"epoch": epoch, **values[epoch]} for epoch in sorted(values)]
+        frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["epoch"])
     cell = standing.cell
     named = {"run_id": standing.run.info.run_id, "variant": cell.variant.name, "seed": cell.seed, "state": standing.state}
     return pd.DataFrame({**{name: [value] * len(frame) for name, value in named.items()}, **frame})

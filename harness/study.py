@@ -107,7 +107,8 @@ class Study(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             key = str(error.errors()[0]["loc"][0])
-            raise InputError(f"{where}: {refusal(key, values[key], ALLOWED[key])}") from None
+            known = get_args(Design) if key == "design" else ALLOWED[key]
+            raise InputError(f"{where}: {refusal(key, values[key], known)}") from None
         self._check(where)
 
     def _check(self, where: str) -> None:

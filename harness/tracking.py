@@ -140,13 +140,17 @@ class Store:
         query = f"workflowType=machine_learning&compareRunsMode=CHART&searchFilter={search}"
         return f"{UI}/#/experiments/{experiment_id}/runs?{query}"
 
+    def _lock_file(self, name: str) -> Path:
+        """Beside a sqlite store, so that whoever shares the disk shares the lock; else in the folder for temporary files."""
+        folder = self.folder and self.folder / "mlruns" / ".locks"
+        return (folder or Path(tempfile.gettempdir())) / f"harness-{name}.lock"
+
     @contextmanager
     def lock(self, name: str, seconds: float = 0) -> Iterator[None]:
         """Hold a name among the processes of this machine. Raises Timeout when another holds it for longer than `seconds`."""
-        folder = self.folder and self.folder / "mlruns" / ".locks"
-        place = folder or Path(tempfile.gettempdir())
-        place.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(place / f"harness-{name}.lock")
+        place = self._lock_file(name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place)
         lock.acquire(timeout=seconds)
         try:
             yield
@@ -155,6 +159,8 @@ class Store:
 
     def held(self, name: str) -> bool:
         """Whether a process of this machine holds a name."""
+        if not self._lock_file(name).exists():
+            return False  # and looking makes none
         try:
             with self.lock(name):
                 return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -62,3 +63,42 @@ def test_bad_parameters_fail_the_run_in_one_line(project: Path) -> None:
         mlflow_run(project, "--env-manager", "local", "-P", "norm=layernrm")
     with pytest.raises(AssertionError, match=r"parameter='--nrm' is not allowed.*nearest: --norm"):
         mlflow_run(project, "--env-manager", "local", "-P", "nrm=layernorm")
+
+
+TINY = """\
+name = "tiny"
+question = "Does MLflow launch what harness launches?"
+design = "list"
+seeds = [0, 1]
+base = {epochs = 2, max_batches = 4, hidden_dim = 8}
+variants = [{name = "plain"}, {name = "rectified", act = "relu"}]
+"""
+
+
+@pytest.mark.slow
+def test_study_is_launched_and_what_mlproject_does_not_declare_is_an_override(project: Path) -> None:
+    (project / "experiments" / "tiny.toml").write_text(TINY, encoding="utf-8")
+    launcher, text = mlflow_run(
+        project, "-e", "study", "-P", "study=tiny", "-P", "workers=0", "-P", "epochs=1", "--env-manager", "local"
+    )
+    assert "done     4 of 4 cells, 4 now" in text
+    assert launcher.info.status == "FINISHED"
+    assert launcher.info.run_name == "study-tiny"
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    assert re.search(rf"\[tiny\]\(http\S+/experiments/{experiment}/runs\?\S+\)", launcher.data.tags["mlflow.note.content"])
+    cells = client.search_runs([experiment], "tags.study = 'tiny'")
+    assert sorted(run.info.run_name for run in cells) == ["plain-s0", "plain-s1", "rectified-s0", "rectified-s1"]
+    for run in cells:
+        assert run.info.status == "FINISHED"
+        assert (run.data.params["epochs"], run.data.tags["dataset"]) == ("1", "mnist_5k")
+        assert "mlflow.parentRunId" not in run.data.tags, "nested runs collapse, and then there are no charts"
+    reports = client.search_runs([experiment], "tags.report = 'tiny'")
+    assert [run.info.run_name for run in reports] == ["tiny-report"]
+    assert len(client.search_runs([experiment])) == 5
+
+
+@pytest.mark.slow
+def test_bad_study_fails_the_run_in_one_line(project: Path) -> None:
+    with pytest.raises(AssertionError, match=r"study='matrx' is not allowed.*nearest: matrix"):
+        mlflow_run(project, "-e", "study", "-P", "study=matrx", "--env-manager", "local")
