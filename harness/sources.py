@@ -17,7 +17,7 @@ from importlib import metadata, resources
 from harness.config import CHOICES, RunConfig
 from harness.layerlist import NORM_TYPES
 
-ROOTS = (("training", "train"), ("architecture", "architecture"), ("data", "load"))
+ROOTS = (("training", "train"), ("training", "exact_arithmetic"), ("architecture", "architecture"), ("data", "load"))
 TABLES = {tuple(table.replace("/", ".").rsplit(".", 1)): field for field, table in CHOICES.items() if isinstance(table, str)}
 VALUES = ("errors", "config", "layerlist")  # what they say, the config digest holds
 PACKAGES = ("torch", "numpy")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import os
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -133,15 +136,15 @@ class Study(BaseModel):
         for factor, levels in self.factors.items():
             if not levels:
                 raise refuse(f"factor {factor}", [], "at least one level")
-        size = _product(map(len, self.factors.values())) if self.design == "factorial" else 1
+        sizes = [len(levels) for levels in self.factors.values()]
+        size = {"factorial": math.prod(sizes), "list": len(self.variants)}.get(self.design, sum(sizes))
         if size * len(self.seeds) > MOST_CELLS:
             raise InputError(f"{where}: {size} variants x {len(self.seeds)} seeds; allowed: at most {MOST_CELLS} cells")
-        names = [row.name for row in self.rows]
-        for name in names:
-            if not re.fullmatch(r"[a-z0-9 ._=-]{1,200}", name):
-                raise refuse("variant", name, "a name of small letters, digits, spaces and ._=-")
-            if names.count(name) > 1:
-                raise InputError(f"{where}: two variants are named {name!r}; allowed: different names")
+        for name in (row.get("name") for row in self.variants):
+            if not isinstance(name, str) or not name.strip() or not re.fullmatch(r"[a-z0-9 ._=-]{1,200}", name):
+                raise refuse("variant name", name, "small letters, digits, spaces and ._=-")
+        if repeated := [name for name, count in Counter(row.name for row in self.rows).items() if count > 1]:
+            raise InputError(f"{where}: two variants are named {repeated[0]!r}; allowed: different names")
         if self.metric.startswith("final/val") and not all(row.config.validation for row in self.rows):
             raise InputError(f"{where}: metric {self.metric} needs validation above 0 in every variant")
 
@@ -150,10 +153,11 @@ class Study(BaseModel):
         """The variants, in the order of the file."""
         base = self._config("base", self.base)
         if self.design == "list":
-            given = [(str(row.get("name", "")), {k: v for k, v in row.items() if k != "name"}) for row in self.variants]
+            given = [(row["name"], {k: v for k, v in row.items() if k != "name"}) for row in self.variants]
         elif self.design == "factorial":
-            settings = [dict(zip(self.factors, levels, strict=True)) for levels in itertools.product(*self.factors.values())]
-            given = [("", setting) for setting in settings]
+            order = [*FIELDS, *(field for field in self.factors if field not in FIELDS)]  # that of the file moves no name
+            factors = {field: self.factors[field] for field in order if field in self.factors}
+            given = [("", dict(zip(factors, levels, strict=True))) for levels in itertools.product(*factors.values())]
         else:
             given = [("", {factor: level}) for factor, levels in self.factors.items() for level in levels]
         return tuple(self._row(name, values, base) for name, values in given)
@@ -196,8 +200,8 @@ class Study(BaseModel):
         for field in base:
             if field not in FIELDS:
                 raise InputError(refusal("parameter", field, FIELDS))
-            fixed = field in self.factors if self.design == "factorial" else all(field in row for row in self.variants)
-            if fixed and self.design != "one_factor_at_a_time":
+            fixed = field in self.factors if self.design == "factorial" else [*self.factors] == [field]
+            if all(field in row for row in self.variants) if self.design == "list" else fixed:
                 raise InputError(f"study {self.name}: every variant sets {field} itself; change it in the study's file")
         values = {key: getattr(self, key) for key in type(self).model_fields}
         return type(self)(**{**values, "base": {**self.base, **base}, "seeds": self.seeds if seeds is None else seeds})
@@ -208,15 +212,16 @@ class Study(BaseModel):
         path = Path(name)
         if path.suffix != ".toml" and len(path.parts) == 1:
             folders = (Path("experiments"), shipped())
-            found = [folder / f"{name}.toml" for folder in folders if (folder / f"{name}.toml").is_file()]
+            found = [file for folder in folders for file in folder.glob("*.toml") if file.stem == str(name)]
             if not found:
                 known = sorted({file.stem for folder in folders for file in folder.glob("*.toml")})
                 raise InputError(f"{refusal('study', str(name), known)}, or the path of a TOML file")
             path = found[0]
         try:
-            return cls.parse(path.read_text(encoding="utf-8"), path)
-        except (OSError, UnicodeDecodeError) as error:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:  # also bytes that are not UTF-8, a zero byte in the path
             raise InputError(f"study {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        return cls.parse(text, path)
 
     @classmethod
     def parse(cls, text: str, path: Path) -> Self:
@@ -240,11 +245,11 @@ class Study(BaseModel):
 def parse_seeds(text: str) -> list[int]:
     """Seeds from text: `0..9` (both ends included), `0,1,2`, `0..4,7`. Raises InputError for anything else."""
     seeds: list[int] = []
-    for part in text.split(","):
+    for part in text[:100_000].split(","):
         if not (match := re.fullmatch(r"\s*(\d{1,19})(?:\.\.(\d{1,19}))?\s*", part, re.ASCII)):
             raise InputError(refusal("seeds", text, ALLOWED["seeds"]))
         first, last = int(match[1]), int(match[2] or match[1])
-        if not first <= last < first + MOST_CELLS:
+        if not first <= last < first + MOST_CELLS - len(seeds):
             raise InputError(refusal("seeds", text, ALLOWED["seeds"]))
         seeds += range(first, last + 1)
     return seeds
@@ -259,15 +264,8 @@ def shipped() -> Path:
 def _beside(path: Path, network: Any) -> Any:
     """A layer list's path seen from the study's file; `mlp` and lists themselves stay."""
     is_path = isinstance(network, str) and network != "mlp" and not network.lstrip().startswith("{")
-    return str((path.parent / Path(network).expanduser()).absolute()) if is_path else network
+    return str((path.parent / os.path.expanduser(network)).absolute()) if is_path else network
 
 
 def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _product(sizes: Iterable[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total

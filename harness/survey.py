@@ -46,7 +46,7 @@ def _stand(cell: Cell, tags: Mapping[str, object], runs: list[Any], held: Callab
         if run.info.status == "FINISHED":
             diverged = run.data.tags.get("diverged", "")
             return Standing(cell, "diverged" if diverged else "finished", diverged and f"in {diverged}", run)
-    for run in same:
+    for run in sorted(same, key=lambda run: run.info.status != "RUNNING" or not held(run.info.run_id)):
         return Standing(cell, *_unfinished(run, held), run)
     for run in runs:
         if run.info.status == "FINISHED":

@@ -1,0 +1,204 @@
+"""Which runs train together: every plan once, equal shapes only, and never later than by stacks of one width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.config import FIELDS
+from harness.plan import Plan, prepare_all
+from harness.stacks import MOST_LANES, makespan, pack, seconds
+from harness.study import Study
+from harness.training import MAY_DIFFER, Stack
+
+WORKERS = st.integers(1, 9)
+BASE = {"dataset": "mnist_5k", "epochs": 2}
+NETWORK = {"layers": [{"type": "linear", "size": 16}, {"type": "relu"}]}
+
+
+def planned(**values: Any) -> list[Plan]:
+    base = {**BASE, **values.pop("base", {})}
+    return prepare_all(Study(**{"name": "x", "question": "q", "seeds": "0..2", **values, "base": base}).cells)
+
+
+@cache
+def matrix() -> list[Plan]:
+    return prepare_all(Study.read("matrix").override(dataset="mnist_5k", epochs=2).cells)
+
+
+@cache
+def mixed() -> list[Plan]:
+    """Runs of many shapes, of which some could train together."""
+    return [
+        *matrix(),
+        *planned(design="factorial", seeds="0..7", factors={"lr": [0.1, 1]}),
+        *planned(design="factorial", factors={"hidden_dim": [8, 64], "optimizer": ["adamw", "momentum"]}),
+        *planned(design="one_factor_at_a_time", factors={"validation": [0, 0.1], "max_batches": [3], "batch_size": [16]}),
+        *planned(design="factorial", base={"network": NETWORK}, factors={"weight_decay": [0, 0.1], "epochs": [1, 9]}),
+    ]
+
+
+SOME = st.deferred(lambda: st.lists(st.sampled_from(mixed()), unique_by=id, max_size=40))
+
+
+def shape(plan: Plan) -> tuple[object, ...]:
+    """All that lanes of one stack must share, from the config's own text."""
+    return tuple(text for name, text in plan.config.text().items() if name not in ("init", "seed", "lr", "weight_decay"))
+
+
+def ids(stacks: Sequence[Sequence[Plan]]) -> list[int]:
+    return sorted(id(plan) for stack in stacks for plan in stack)
+
+
+def grouped(plans: Sequence[Plan]) -> list[list[Plan]]:
+    groups: dict[object, list[Plan]] = {}
+    for plan in plans:
+        groups.setdefault(shape(plan), []).append(plan)
+    return list(groups.values())
+
+
+def greedy(stacks: Sequence[Sequence[Plan]], workers: int) -> float:
+    """When the last stack ends if each free worker takes the longest that is left."""
+    ends = [0.0] * workers
+    for took in sorted((seconds(stack[0], len(stack)) for stack in stacks), reverse=True):
+        ends[ends.index(min(ends))] += took
+    return max(ends)
+
+
+@given(SOME, WORKERS)
+def test_every_plan_is_in_one_stack_of_its_own_shape(plans: list[Plan], workers: int) -> None:
+    stacks = pack(plans, workers)
+    assert ids(stacks) == sorted(map(id, plans))
+    for stack in stacks:
+        assert 1 <= len(stack) <= MOST_LANES
+        assert len({shape(plan) for plan in stack}) == 1
+        assert len({plan.data.digest for plan in stack}) == 1
+
+
+def test_lanes_of_a_stack_may_differ_in_what_training_lets_them() -> None:
+    assert set(MAY_DIFFER) == {"init", "seed", "lr", "weight_decay"}
+    factors = {"init": ["normal", "kaiming"], "lr": [0.1, 1], "weight_decay": [0, 0.1]}
+    plans = planned(design="factorial", seeds=[0], factors=factors)[:6]
+    (stack,) = pack(plans, 1)
+    assert {plan.cell.name for plan in stack} == {plan.cell.name for plan in plans}
+
+
+@pytest.mark.parametrize("field", sorted(set(FIELDS) - set(MAY_DIFFER) - {"dataset", "device", "network", "data_dir"}))
+def test_lanes_of_a_stack_share(field: str) -> None:
+    other = {"act": "relu", "norm": "layernorm", "optimizer": "adam", "normalize": "standard"}
+    numbers = {"dropout": 0.1, "epochs": 3, "batch_size": 33, "hidden_dim": 127, "max_batches": 5, "validation": 0.1}
+    values = {**other, **numbers}
+    plans = planned(design="list", seeds=[0], variants=[{"name": "a"}, {"name": "b", field: values[field]}])
+    assert [len(stack) for stack in pack(plans, 1)] == [1, 1]
+
+
+def test_networks_that_differ_share_no_stack() -> None:
+    wider = {"layers": [{"type": "linear", "size": 17}, {"type": "relu"}]}
+    rows = [{"name": "a", "network": NETWORK}, {"name": "b", "network": wider}, {"name": "c", "network": NETWORK}]
+    plans = planned(design="list", seeds=[0], variants=rows)
+    assert sorted(sorted(plan.cell.variant.name for plan in stack) for stack in pack(plans, 1)) == [["a", "c"], ["b"]]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_no_stack_is_wider_than_the_cache_takes(workers: int) -> None:
+    plans = planned(design="list", seeds="0..15", variants=[{"name": "a"}])
+    assert max(map(len, pack(plans, workers))) <= MOST_LANES
+
+
+def test_every_stack_can_train() -> None:
+    for stack in pack(mixed(), 2):
+        built = Stack.of(stack[0].arch, [plan.config for plan in stack], stack[0].data)
+        assert len(built.lanes) == len(stack)
+
+
+@given(SOME, WORKERS)
+def test_longest_stack_comes_first(plans: list[Plan], workers: int) -> None:
+    took = [seconds(stack[0], len(stack)) for stack in pack(plans, workers)]
+    assert took == sorted(took, reverse=True)
+    assert all(0 < part < math.inf for part in took)
+
+
+@given(SOME, WORKERS)
+def test_makespan_is_that_of_workers_who_take_the_longest_that_is_left(plans: list[Plan], workers: int) -> None:
+    stacks = pack(plans, workers)
+    assert makespan(stacks, workers) == pytest.approx(greedy(stacks, workers))
+    assert makespan(stacks[::-1], workers) == makespan(stacks, workers)
+    assert makespan(stacks, 1) == pytest.approx(sum(seconds(stack[0], len(stack)) for stack in stacks))
+
+
+@given(SOME, WORKERS)
+def test_stacks_end_no_later_than_single_runs_or_the_widest_stacks(plans: list[Plan], workers: int) -> None:
+    best = greedy(pack(plans, workers), workers) * (1 - 1e-9)
+    assert best <= greedy([[plan] for plan in plans], workers)
+    for width in range(2, MOST_LANES + 1):
+        cut = [
+            group[k :: math.ceil(len(group) / width)] for group in grouped(plans) for k in range(math.ceil(len(group) / width))
+        ]
+        assert best <= greedy(cut, workers)
+
+
+@given(SOME, WORKERS)
+def test_more_workers_are_never_later(plans: list[Plan], workers: int) -> None:
+    fewer, more = greedy(pack(plans, workers), workers), greedy(pack(plans, workers + 1), workers + 1)
+    assert more <= fewer * (1 + 1e-9)
+
+
+@given(SOME, WORKERS, st.randoms(use_true_random=False))
+def test_order_of_the_cells_is_nothing_to_the_end(plans: list[Plan], workers: int, rng: Any) -> None:
+    mixed = rng.sample(plans, len(plans))
+    assert greedy(pack(mixed, workers), workers) == pytest.approx(greedy(pack(plans, workers), workers))
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_seeds_of_one_variant_use_every_worker(workers: int) -> None:
+    stacks = pack(planned(design="list", base={"epochs": 10}, variants=[{"name": "a"}]), workers)
+    assert len(stacks) == workers
+    assert sorted(len(stack) for stack in stacks) == {2: [1, 2], 3: [1, 1, 1]}[workers]
+
+
+def test_seeds_of_one_variant_train_as_one_stack_on_one_worker() -> None:
+    (stack,) = pack(planned(design="list", variants=[{"name": "a"}]), 1)
+    assert sorted(plan.cell.seed for plan in stack) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4])
+def test_no_worker_idles_long_at_the_end_of_the_matrix(workers: int) -> None:
+    """The last to end is within a fifth of an even share of the work."""
+    stacks = pack(matrix(), workers)
+    even = sum(seconds(stack[0], len(stack)) for stack in stacks) / workers
+    assert greedy(stacks, workers) < 1.2 * even
+
+
+def test_nothing_to_train_is_no_stack() -> None:
+    assert pack([], 2) == []
+    assert makespan([], 2) == 0
+
+
+def test_a_launch_without_worker_processes_packs_as_for_one() -> None:
+    assert [[id(plan) for plan in stack] for stack in pack(mixed(), 0)] == [
+        [id(plan) for plan in stack] for stack in pack(mixed(), 1)
+    ]
+
+
+def test_a_run_that_does_more_takes_longer() -> None:
+    rows = [
+        {"name": "a"},
+        {"name": "wide", "hidden_dim": 512},
+        {"name": "long", "epochs": 20},
+        {"name": "adam", "optimizer": "adam"},
+    ]
+    rows += [{"name": "small batches", "batch_size": 8}, {"name": "short", "max_batches": 5}]
+    plain, *others, short = (seconds(plan, 1) for plan in planned(design="list", seeds=[0], variants=rows))
+    assert all(other > plain for other in others)
+    assert short < plain
+
+
+@given(st.deferred(lambda: st.sampled_from(mixed())), st.integers(1, MOST_LANES - 1))
+def test_a_lane_more_costs_less_than_a_run_of_its_own(plan: Plan, lanes: int) -> None:
+    assert seconds(plan, lanes) < seconds(plan, lanes + 1) < seconds(plan, lanes) + seconds(plan, 1)
