@@ -38,8 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for polite in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(polite) != signal.SIG_IGN:  # nohup
             signal.signal(polite, _as_interrupt)
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # of a server, for every run that ends
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         cli(arguments, prog_name="harness", standalone_mode=False)
     except click.exceptions.Exit as error:

@@ -193,7 +193,7 @@ class Launch:
             raise
         finally:
             for run_id in self.left:
-                self.store.client.set_terminated(run_id, "KILLED")
+                self.store.end(run_id, "KILLED")
             if self.left:
                 self.say(
                     f"killed   {len(self.left)} cells are left, with their checkpoints; the same command goes on from there"
@@ -249,7 +249,7 @@ class Launch:
             if tags.get("edition") == self.edition and tags.get("cell") in self.runs:
                 RunLog(self.store, run).tags({"edition": "superseded"})
             if run.info.status in ("RUNNING", "SCHEDULED") and not self.store.held(run_id):
-                self.store.client.set_terminated(run_id, "KILLED")
+                self.store.end(run_id, "KILLED")
 
     def heard(self, run_id: str, done: EpochRecord) -> None:
         """An epoch of a run."""

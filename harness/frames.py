@@ -18,7 +18,7 @@ from harness.config import FIELDS
 from harness.errors import InputError, MissingArtifact, refusal
 from harness.study import METRICS, Study
 from harness.survey import DIGESTS, STATES, Standing, survey
-from harness.tracking import RunLog, Store, store_uri
+from harness.tracking import QUIET, RunLog, Store, store_uri, told
 
 CONFIDENCE = 0.95
 STUDY_FILE = "study.json"  # of the report run: the study as it was launched, and the digests of its cells
@@ -74,7 +74,7 @@ def history(study: str | Study) -> pd.DataFrame:
     """One row per (run, epoch): losses, accuracies, health and seconds, in the store's names."""
     launched = Launched.last(study)
     begun = [standing for standing in launched.standings if standing.run is not None]
-    with ThreadPoolExecutor(8) as pool:
+    with told(QUIET), ThreadPoolExecutor(8) as pool:  # one process has one environment: its threads must not each change it
         frames = list(pool.map(lambda standing: _history(launched.store, standing), begun))
     empty = pd.DataFrame(columns=["run_id", "variant", "seed", "state", "epoch"])
     return pd.concat(frames, ignore_index=True) if frames else empty

@@ -59,7 +59,7 @@ class Store:
         self.uri = uri or store_uri()
         for name in ("mlflow", "alembic"):  # they tell of every table that they create
             logging.getLogger(name).setLevel(logging.WARNING)
-        with _refused(self.uri), self._alone(), _impatient():
+        with _refused(self.uri), self._alone(), told(IMPATIENT):
             self._create()
             self.client = MlflowClient(self.uri)
             self.client.search_experiments(max_results=1)
@@ -133,6 +133,11 @@ class Store:
                 runs += page
                 if not (token := page.token):
                     return runs
+
+    def end(self, run_id: str, status: str) -> None:
+        """End a run: FINISHED, FAILED or KILLED."""
+        with told(QUIET):
+            self.client.set_terminated(run_id, status)
 
     def chart(self, experiment_id: str, tags: Mapping[str, str]) -> str:
         """Where `mlflow ui` draws the runs that have these tags beside each other."""
@@ -241,7 +246,7 @@ class RunLog:
         if (root := _local(self.run)) is not None and (root / artifact).is_file():
             return root / artifact
         folder = str(Path(artifact).parent).removeprefix(".")
-        with _refused(self.store.uri):
+        with _refused(self.store.uri), told(QUIET):
             if artifact in [file.path for file in self.store.client.list_artifacts(self.id, folder or None)]:
                 return Path(self.store.client.download_artifacts(self.id, artifact, into))
         raise MissingArtifact(f"run {self.id} has no artifact {artifact}")
@@ -323,7 +328,7 @@ class RunLog:
 
     def finish(self, status: str) -> None:
         """End the run: FINISHED, FAILED or KILLED."""
-        self.store.client.set_terminated(self.id, status)
+        self.store.end(self.id, status)
 
     @contextmanager
     def alone(self, seconds: float = 0) -> Iterator[None]:
@@ -347,17 +352,22 @@ def _local(run: Run) -> Path | None:
     return Path(local_file_uri_to_path(uri)) if uri.startswith(("file:", "/")) else None
 
 
+# MLflow reads these at each call. A server that does not answer is given up in seconds, where it would try for four minutes.
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+# With a server it prints two lines for every run that ends, and a bar for every file.
+QUIET = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+
+
 @contextmanager
-def _impatient() -> Iterator[None]:
-    """Give up a server that does not answer in seconds, where MLflow would try for four minutes; it reads these each time."""
-    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-    added = {name: value for name, value in wanted.items() if name not in os.environ}
+def told(settings: Mapping[str, str]) -> Iterator[None]:
+    """Variables that MLflow reads, for a while; those that the user has set stay."""
+    added = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(added)
     try:
         yield
     finally:
         for name in added:
-            del os.environ[name]
+            os.environ.pop(name, None)
 
 
 @contextmanager
