@@ -112,7 +112,8 @@ def run_study(
                         if fail_fast and launch.failed:
                             break
                 launch.copy()
-            return launch.result(time.monotonic() - began, launcher)
+                launch.leave()
+                return launch.result(time.monotonic() - began, launcher)
 
 
 def preview(study: Study, workers: int | None, say: Say) -> str:
@@ -177,7 +178,11 @@ class Launch:
     @contextmanager
     def reported(self, overrides: Mapping[str, Any]) -> Iterator[None]:
         """The report run around a launch; an interrupt leaves no run RUNNING that is not trained."""
-        found = self.store.runs(self.study.name, report=self.study.name, edition=self.edition)
+        reports = self.store.runs(self.study.name, report=self.study.name)
+        found = [run for run in reports if run.data.tags.get("edition") == self.edition]
+        for run in reports:
+            if run.info.status == "RUNNING":  # of a driver that was killed: this one holds the study
+                self.store.end(run.info.run_id, "KILLED")
         tags = {"report": self.study.name, "edition": self.edition}
         name = f"{self.study.name}-report"
         self.report = RunLog(self.store, found[0]) if found else self.store.create(self.study.name, name, "harness study", tags)
@@ -189,15 +194,16 @@ class Launch:
         try:
             yield
         except BaseException as error:
+            self.leave()
             fail(self.report, error)
             raise
-        finally:
-            for run_id in self.left:
-                self.store.end(run_id, "KILLED")
-            if self.left:
-                self.say(
-                    f"killed   {len(self.left)} cells are left, with their checkpoints; the same command goes on from there"
-                )
+
+    def leave(self) -> None:
+        """End what was scheduled, or had begun, and is not trained any more."""
+        for run_id in self.left:
+            self.store.end(run_id, "KILLED")
+        if self.left:
+            self.say(f"killed   {len(self.left)} cells are left, with their checkpoints; the same command goes on from there")
 
     def schedule(self, workers: int, share: bool, probe: bool, models: bool) -> list[Work]:
         """Find or create the run of every cell, and cut what is to be trained into stacks."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import queue
 import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster, WorkerPlugin, get_worker
+from distributed import Client, LocalCluster, WorkerPlugin, get_worker, rpc
 from distributed.worker import thread_state  # type: ignore[attr-defined]
 
 from harness.config import RunConfig
@@ -63,12 +65,24 @@ def opened(workers: int | None, scheduler: str | None, configs: Sequence[RunConf
         yield Engine(CPU_COUNT if workers is None else workers)
         return
     try:
+        with ThreadPoolExecutor(1) as thread:  # a notebook's thread has a loop of its own
+            thread.submit(asyncio.run, _identity(scheduler)).result()
         client = Client(scheduler, timeout=ANSWER, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"scheduler {scheduler} does not answer within {ANSWER} s: {_line(error)}") from None
     with client:
         _check(client, scheduler, configs)
         yield Engine(sum(client.nthreads().values()), client)
+
+
+async def _identity(scheduler: str) -> None:
+    """Ask a scheduler who it is. A Client would wait for ever for one that accepts the connection and stays silent."""
+
+    async def ask() -> None:
+        async with rpc(scheduler) as there:
+            await there.identity()
+
+    await asyncio.wait_for(ask(), ANSWER)
 
 
 def _check(client: Client, scheduler: str, configs: Sequence[RunConfig]) -> None:
@@ -78,9 +92,10 @@ def _check(client: Client, scheduler: str, configs: Sequence[RunConfig]) -> None
     except TimeoutError:
         raise InputError(f"scheduler {scheduler} has no worker within {ANSWER} s; start one: dask worker {scheduler}") from None
     try:
+        client.submit(_codes, configs[:1], pure=False).result(timeout=ANSWER)  # the scheduler must know harness too
         codes = client.run(_codes, configs)
     except Exception as error:
-        raise InputError(f"scheduler {scheduler}: a worker cannot run harness: {_line(error)}") from None
+        raise InputError(f"scheduler {scheduler}: it or a worker cannot run harness: {_line(error)}") from None
     if other := sorted(worker for worker, code in codes.items() if code != _codes(configs)):
         raise InputError(f"scheduler {scheduler}: worker {other[0]} has other code, torch or numpy than this process")
 

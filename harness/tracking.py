@@ -167,7 +167,7 @@ class Store:
         if not self._lock_file(name).exists():
             return False  # and looking makes none
         try:
-            with self.lock(name):
+            with self.lock(name, 0.1):  # another process may be looking, too
                 return False
         except Timeout:
             return True
@@ -214,9 +214,11 @@ class RunLog:
         self.store.client.update_run(self.id, name=name)
 
     def copy(self, other: RunLog, artifacts: Sequence[str]) -> None:
-        """Take over the metrics, to the millisecond so that doing it twice changes nothing, and small files of another run."""
+        """Take over the metrics, but those it has, and small files of another run."""
         client = self.store.client
-        rows = [row for key in other.run.data.metrics for row in client.get_metric_history(other.id, key)]
+        self.resume()
+        found = [row for key in other.run.data.metrics for row in client.get_metric_history(other.id, key)]
+        rows = [row for row in found if (row.key, row.step) not in self.logged]
         for start in range(0, len(rows), 1000):
             client.log_batch(self.id, [Metric(r.key, r.value, r.timestamp, r.step) for r in rows[start : start + 1000]])
         with tempfile.TemporaryDirectory() as folder:
@@ -331,7 +333,7 @@ class RunLog:
         self.store.end(self.id, status)
 
     @contextmanager
-    def alone(self, seconds: float = 0) -> Iterator[None]:
+    def alone(self, seconds: float = 0.5) -> Iterator[None]:
         """Hold this run: a second process of this machine that would train it is refused, until this one ends or dies."""
         with ExitStack() as held:
             try:

@@ -60,7 +60,7 @@ def work(what: Work, tell: Tell) -> dict[str, RunResult | str]:
     """Train runs to their ends: run id -> what it came to, or in one line why it failed. Finished ones are left out.
 
     It may be called again for the same runs at any time, also after a kill: each goes on from its last whole checkpoint.
-    `tell` hears each epoch of each run; an interrupt that it raises leaves the runs RUNNING with their checkpoints.
+    `tell` hears each epoch of each run; an interrupt that it raises leaves the runs KILLED, with their checkpoints.
     """
     ended: dict[str, RunResult | str] = {}
     store = Store(what.store)
@@ -76,8 +76,14 @@ def work(what: Work, tell: Tell) -> dict[str, RunResult | str]:
                     groups.setdefault(taken.stands, []).append(taken)
             except Exception as error:
                 ended[lane.run_id] = _failed(log, error)
-        for group in groups.values():
-            ended |= _train(group, what, tell)
+        try:
+            for group in groups.values():
+                ended |= _train(group, what, tell)
+        except KeyboardInterrupt:  # here, where the runs are held, so that whoever takes them up next has the last word
+            for log in (store.open(lane.run_id) for lane in what.lanes):
+                if log.run.info.status == "RUNNING":
+                    log.finish("KILLED")
+            raise
     return ended
 
 

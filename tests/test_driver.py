@@ -1,0 +1,595 @@
+"""A study is desired state: a launch trains what is missing, failed or stale, leaves the rest alone and says what came."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+import harness
+from harness.cli import main
+from harness.components.inits import INITS, Init
+from harness.driver import Progress, StudyResult
+from harness.errors import InputError
+from harness.study import Study
+
+# mlflow 3.17's own: a table mapped with a strategy that sqlalchemy is going to drop, a type hint in one of its classes
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+]
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {"dataset": "mnist_5k", "epochs": 2, "max_batches": 4, "hidden_dim": 8}
+DIGESTS = ("state_digest", "history_digest")
+
+
+def ofat(name: str, seeds: Sequence[int] = (0,), base: Mapping[str, Any] = {}, **factors: list[str]) -> Study:
+    values = {"name": name, "question": "Which?", "design": "one_factor_at_a_time", "seeds": list(seeds)}
+    return Study(**values, base={**TINY, **base}, factors=factors or {"act": ["tanh", "relu"]})
+
+
+def launch(study: Study, **options: Any) -> StudyResult:
+    """In this process, without the probe, in silence."""
+    return harness.run_study(study, **{"workers": 0, "probe": False, "say": lambda line: None, **options})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a store of its own, which is also the working directory; each test has a study of its own in it."""
+    folder = tmp_path_factory.mktemp("driver")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.delenv("MLFLOW_RUN_ID", raising=False)
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> StudyResult:
+    """Six cells that nobody interrupted."""
+    return launch(ofat("whole", (0, 1), act=["tanh", "relu"], norm=["layernorm"]), probe=True)
+
+
+@pytest.fixture(scope="module")
+def client(whole: StudyResult) -> MlflowClient:
+    return MlflowClient(whole.store)
+
+
+def found(client: MlflowClient, study: str) -> list[Run]:
+    """All runs of the experiment that are not deleted."""
+    experiment = client.get_experiment_by_name(study)
+    return list(client.search_runs([experiment.experiment_id])) if experiment else []
+
+
+def cells(client: MlflowClient, study: str) -> dict[str, Run]:
+    """The run of every cell; no cell has two."""
+    runs = [run for run in found(client, study) if "cell" in run.data.tags]
+    by = {run.data.tags["cell"]: run for run in runs}
+    assert len(by) == len(runs), sorted(run.data.tags["cell"] for run in runs)
+    return by
+
+
+def reports(client: MlflowClient, study: str) -> list[Run]:
+    return [run for run in found(client, study) if "report" in run.data.tags]
+
+
+def rows(client: MlflowClient, run: Run) -> dict[str, list[tuple[int, float]]]:
+    """All metric rows of a run, but for the wall times' values."""
+    history = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
+    return {key: sorted((m.step, 0.0 if key.startswith("time/") else m.value) for m in found) for key, found in history.items()}
+
+
+def digests(run: Run) -> tuple[str, ...]:
+    return tuple(run.data.tags[name] for name in DIGESTS)
+
+
+def digests_of(client: MlflowClient, study: str) -> dict[str, tuple[str, ...]]:
+    """Of each cell; all are finished."""
+    by = cells(client, study)
+    assert {run.info.status for run in by.values()} == {"FINISHED"}
+    return {name: digests(run) for name, run in by.items()}
+
+
+def snapshot(client: MlflowClient, study: str) -> dict[str, dict[str, Any]]:
+    """All that the store says of a study's cells."""
+    return {name: run.to_dictionary() for name, run in cells(client, study).items()}
+
+
+def folder(run: Run) -> Path:
+    return Path(str(run.info.artifact_uri).removeprefix("file://"))
+
+
+# what a launch leaves
+
+
+def test_every_cell_has_one_finished_flat_run_named_after_it(client: MlflowClient, whole: StudyResult) -> None:
+    by = cells(client, "whole")
+    assert sorted(by) == sorted(cell.name for cell in whole.study.cells)
+    for name, run in by.items():
+        assert (run.info.status, run.info.run_name) == ("FINISHED", name)
+        assert "mlflow.parentRunId" not in run.data.tags
+    assert len(found(client, "whole")) == len(by) + 1
+    assert (whole.trained, whole.settled, whole.failed, whole.copies, whole.agree) == (6, 6, {}, "", True)
+
+
+def test_runs_are_tagged_with_what_they_are(client: MlflowClient, whole: StudyResult) -> None:
+    by = cells(client, "whole")
+    editions = {run.data.tags["edition"] for run in by.values()}
+    assert len(editions) == 1
+    for cell in whole.study.cells:
+        tags, row = by[cell.name].data.tags, cell.variant
+        expected = {"study": "whole", "variant": row.name, "cell": cell.name, "seed": str(cell.seed), "dataset": "mnist_5k"}
+        expected |= {"factor": row.factor, "level": row.level, "condition": row.condition, "attempt": "1"}
+        assert {name: tags.get(name) for name in expected} == expected
+        for name in (*DIGESTS, "config_digest", "data_digest", "code_digest"):
+            assert re.fullmatch(r"[0-9a-f]{64}", tags[name]), name
+        assert not {"error", "shared_with", "report", "diverged"} & set(tags)
+        assert all(re.fullmatch(r"[a-z0-9 ._=-]+", value) for name, value in tags.items() if "." not in name)
+        assert by[cell.name].data.params["seed"] == str(cell.seed)
+
+
+def test_every_metric_of_every_step_is_there_once(client: MlflowClient, whole: StudyResult) -> None:
+    for run in cells(client, "whole").values():
+        for key, found in rows(client, run).items():
+            start = 1 if key.startswith(("train/", "time/")) else 0
+            once = key.startswith(("final/", "best/"))
+            steps = [step for step, _ in found]
+            assert steps == ([2] if once else list(range(start, 3))), key
+        assert {"test/loss", "train/accuracy", "final/test_loss", "best/test_accuracy"} <= set(run.data.metrics)
+
+
+def test_study_has_one_report_run_that_is_none_of_its_cells(client: MlflowClient, whole: StudyResult) -> None:
+    (report,) = reports(client, "whole")
+    assert (report.info.run_id, report.info.status) == (whole.report_run_id, "FINISHED")
+    assert report.data.tags["report"] == "whole"
+    assert not {"study", "variant", "cell", "seed", "mlflow.parentRunId"} & set(report.data.tags)
+    assert "Which?" in report.data.tags["mlflow.note.content"]
+    table = pd.read_csv(folder(report) / "summary.csv")
+    assert list(table.variant) == [row.name for row in whole.study.rows]
+    assert list(table.n) == [2, 2, 2]
+    assert table.test_loss_mean.notna().all()
+    content = json.loads((folder(report) / "study.json").read_text(encoding="utf-8"))
+    assert Study(**content["study"]) == whole.study
+    assert set(content["cells"]) == {cell.name for cell in whole.study.cells}
+
+
+def test_cell_trained_alone_has_the_bits_of_the_study(client: MlflowClient, whole: StudyResult) -> None:
+    expected = digests_of(client, "whole")
+    for cell in whole.study.cells:
+        alone = harness.train(cell.config, probe=False, say=lambda line: None)
+        assert (alone.state_digest, alone.history_digest) == expected[cell.name], cell.name
+
+
+def test_worker_processes_leave_the_store_that_this_process_leaves(client: MlflowClient, whole: StudyResult) -> None:
+    heard: list[tuple[int, float]] = []
+
+    def watch(now: Progress) -> None:
+        heard.append((now.epoch, max(now.running.values(), default=0.0)))
+
+    result = launch(whole.study.model_copy(update={"name": "workers"}), workers=2, probe=True, watch=watch)
+    assert (result.trained, result.settled, result.failed) == (6, 6, {})
+    assert digests_of(client, "workers") == digests_of(client, "whole")
+    mine, theirs = cells(client, "workers"), cells(client, "whole")
+    for name in theirs:
+        assert rows(client, mine[name]) == rows(client, theirs[name])
+        assert mine[name].data.params == theirs[name].data.params
+        assert mine[name].data.tags["attempt"] == "1"
+    assert max(epoch for epoch, _ in heard) == 12
+    assert max(loss for _, loss in heard) > 0
+
+
+# desired state
+
+
+def test_second_launch_trains_nothing_and_touches_no_run(client: MlflowClient, whole: StudyResult) -> None:
+    before = snapshot(client, "whole")
+    again = launch(whole.study)
+    assert (again.trained, again.settled, again.failed) == (0, 6, {})
+    assert again.report_run_id == whole.report_run_id
+    assert snapshot(client, "whole") == before
+    assert len(found(client, "whole")) == 7
+
+
+def test_only_a_deleted_run_is_trained_again(client: MlflowClient, whole: StudyResult) -> None:
+    expected, before = digests_of(client, "whole"), snapshot(client, "whole")
+    name = "act=relu-s1"
+    client.delete_run(cells(client, "whole")[name].info.run_id)
+    again = launch(whole.study)
+    assert (again.trained, again.settled) == (1, 6)
+    assert digests_of(client, "whole") == expected
+    after = snapshot(client, "whole")
+    assert [cell for cell in before if after[cell] != before[cell]] == [name]
+    assert after[name]["info"]["run_id"] != before[name]["info"]["run_id"]
+
+
+@pytest.fixture
+def interrupted(client: MlflowClient) -> tuple[Study, dict[str, Run]]:
+    """Four cells with three epochs that an interrupt stopped in the middle of the first two, and their runs."""
+    study = ofat("interrupted", (0, 1), {"epochs": 3})
+
+    def watch(now: Progress) -> None:
+        if now.epoch == 3:
+            raise KeyboardInterrupt
+
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        launch(study, watch=watch, say=said.append)
+    assert any("the same command goes on" in line for line in said), said
+    runs = cells(client, "interrupted")
+    assert {run.info.status for run in runs.values()} == {"KILLED"}
+    assert [run.info.status for run in reports(client, "interrupted")] == ["KILLED"]
+    return study, runs
+
+
+def test_runs_that_did_not_end_are_taken_over_in_place(client: MlflowClient, interrupted: tuple[Study, dict[str, Run]]) -> None:
+    """Killed, failed, orphaned as RUNNING, and scheduled but never begun: each goes on in its own run."""
+    study, before = interrupted
+    begun = [name for name, run in before.items() if run.data.metrics]
+    never = [name for name, run in before.items() if not run.data.metrics]
+    assert (len(begun), len(never)) == (2, 2)
+    client.update_run(before[begun[0]].info.run_id, status="FAILED")
+    client.set_tag(before[begun[0]].info.run_id, "error", "zerodivisionerror by hand")
+    (folder(before[begun[0]]) / "checkpoints" / "last.safetensors").unlink()  # its rows are there, its epochs are not
+    client.update_run(before[begun[1]].info.run_id, status="RUNNING")
+    client.update_run(before[never[0]].info.run_id, status="SCHEDULED")
+    result = launch(study)
+    assert (result.trained, result.settled, result.failed) == (4, 4, {})
+    after = cells(client, "interrupted")
+    launch(study.model_copy(update={"name": "uninterrupted"}))
+    assert digests_of(client, "interrupted") == digests_of(client, "uninterrupted")
+    for name, model in cells(client, "uninterrupted").items():
+        assert after[name].info.run_id == before[name].info.run_id
+        assert rows(client, after[name]) == rows(client, model), name
+        assert "error" not in after[name].data.tags
+        assert after[name].data.params == model.data.params
+    assert {after[name].data.tags["attempt"] for name in begun} == {"2"}
+    assert [run.info.status for run in reports(client, "interrupted")] == ["FINISHED"]
+
+
+def test_more_seeds_train_only_the_new_ones(client: MlflowClient, whole: StudyResult) -> None:
+    study = ofat("seeds")
+    assert launch(study).trained == 2
+    before = snapshot(client, "seeds")
+    more = launch(study.override(seeds=[0, 2]))
+    assert (more.trained, more.settled) == (2, 4)
+    after = snapshot(client, "seeds")
+    assert {name: after[name] for name in before} == before
+    assert len(reports(client, "seeds")) == 1
+
+
+def test_other_epochs_are_another_edition_and_going_back_trains_nothing(client: MlflowClient, whole: StudyResult) -> None:
+    study = ofat("editions")
+    launch(study)
+    before = {run.info.run_id: run.to_dictionary() for run in found(client, "editions") if "cell" in run.data.tags}
+    longer = launch(study.override(epochs=3))
+    assert longer.trained == 2
+    back = launch(study)
+    assert (back.trained, back.settled) == (0, 2)
+    now = {run.info.run_id: run for run in found(client, "editions") if "cell" in run.data.tags}
+    assert len(now) == 4
+    assert {run_id: now[run_id].to_dictionary() for run_id in before} == before
+    assert len({run.data.tags["edition"] for run in now.values()}) == 2
+    assert len(reports(client, "editions")) == 2
+    frame = harness.runs("editions")
+    assert set(frame.run_id) == set(before)
+
+
+@pytest.mark.parametrize("tag", ["code_digest", "data_digest"])
+def test_stale_run_is_kept_but_trained_again_in_a_new_one(tag: str, client: MlflowClient, whole: StudyResult) -> None:
+    study = ofat(f"stale-{tag[:4]}", act=["tanh"])
+    launch(study)
+    (old,) = (run for run in found(client, study.name) if "cell" in run.data.tags)
+    client.set_tag(old.info.run_id, tag, "f" * 64)
+    assert "stale" in set(harness.runs(study.name).state)
+    assert launch(study).trained == 1
+    runs = {run.info.run_id: run for run in found(client, study.name) if "cell" in run.data.tags}
+    kept = runs.pop(old.info.run_id)
+    (new,) = runs.values()
+    assert kept.info.status == "FINISHED"
+    assert kept.data.tags["edition"] != old.data.tags["edition"] == new.data.tags["edition"]
+    assert rows(client, kept) == rows(client, new)
+    assert digests(kept) == digests(new)
+    assert launch(study).trained == 0
+    assert list(harness.runs(study.name).run_id) == [new.info.run_id]
+
+
+# the base stands in several rows
+
+
+BASE_ONLY = {"init": ["normal"], "act": ["tanh"], "norm": ["none"], "optimizer": ["sgd"]}
+
+
+@pytest.fixture(scope="module")
+def copies(client: MlflowClient) -> StudyResult:
+    """The base in four rows with three seeds, each cell trained."""
+    return launch(ofat("copies", (0, 1, 2), {"epochs": 1}, **BASE_ONLY))
+
+
+def test_copies_of_the_base_are_trained_apart_and_agree_bit_for_bit(client: MlflowClient, copies: StudyResult) -> None:
+    assert copies.trained == 12
+    assert copies.copies.startswith("12 runs, 3 distinct digests")
+    assert copies.agree
+    (report,) = reports(client, "copies")
+    assert report.data.tags["copies"] == copies.copies
+    assert copies.copies in report.data.tags["mlflow.note.content"]
+    assert len(set(digests_of(client, "copies").values())) == 3
+
+
+def test_cells_that_no_other_cell_copies_are_not_counted(whole: StudyResult, client: MlflowClient) -> None:
+    result = launch(ofat("some", base={"epochs": 1}, act=["tanh", "relu"], norm=["none"]))
+    assert result.copies.startswith("2 runs, 1 distinct digests")
+
+
+@pytest.mark.parametrize("tag", DIGESTS)
+def test_copy_with_other_bits_fails_the_study(
+    tag: str, client: MlflowClient, copies: StudyResult, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    name = "norm=none-s1"
+    run = cells(client, "copies")[name]
+    client.set_tag(run.info.run_id, tag, "0" * 64)
+    try:
+        again = launch(copies.study)
+        assert not again.agree
+        assert (again.trained, again.settled) == (0, 12)
+        assert again.copies.startswith("12 runs, 4 distinct digests")
+        assert "DISAGREE" in again.copies
+        assert [report.info.status for report in reports(client, "copies")] == ["FAILED"]
+        assert says(["study", str(written(copies.study, tmp_path)), "--workers", "0"]) == 1
+        assert "DISAGREE" in capsys.readouterr().out
+    finally:
+        client.set_tag(run.info.run_id, tag, run.data.tags[tag])
+    assert launch(copies.study).agree
+    assert [report.info.status for report in reports(client, "copies")] == ["FINISHED"]
+
+
+def test_shared_cells_are_trained_once_and_copied(client: MlflowClient, copies: StudyResult) -> None:
+    result = launch(ofat("shared", (0, 1, 2), {"epochs": 1}, **BASE_ONLY), share=True)
+    assert (result.trained, result.settled, result.copies, result.agree) == (3, 12, "", True)
+    assert digests_of(client, "shared") == digests_of(client, "copies")
+    by, model = cells(client, "shared"), cells(client, "copies")
+    leaders = {run.info.run_id: run for run in by.values() if "shared_with" not in run.data.tags}
+    assert len(leaders) == 3
+    for name, run in by.items():
+        assert run.data.tags["variant"] == model[name].data.tags["variant"]
+        assert run.data.params == model[name].data.params
+        assert rows(client, run) == rows(client, model[name]), name
+        if run.info.run_id not in leaders:
+            other = leaders[run.data.tags["shared_with"]]
+            assert other.data.tags["config_digest"] == run.data.tags["config_digest"]
+            assert run.data.metrics == other.data.metrics
+            assert (folder(run) / "history.csv").read_bytes() == (folder(other) / "history.csv").read_bytes()
+    assert launch(ofat("shared", (0, 1, 2), {"epochs": 1}, **BASE_ONLY), share=True).trained == 0
+
+
+def test_copy_into_a_run_that_was_half_trained_has_every_row_once(client: MlflowClient, whole: StudyResult) -> None:
+    """Stopped while the base's copies trained apart, gone on with as shared: the rows that were there are not doubled."""
+    study = ofat("half", base={"epochs": 3}, act=["tanh"], norm=["none"])
+
+    def watch(now: Progress) -> None:
+        if now.epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch(study, watch=watch)
+    assert all(run.data.metrics for run in cells(client, "half").values())
+    for run in cells(client, "half").values():
+        client.set_terminated(run.info.run_id, "FAILED")
+        client.set_tag(run.info.run_id, "error", "by hand")
+    assert launch(study, share=True).trained == 1
+    first, second = cells(client, "half").values()
+    assert rows(client, first) == rows(client, second)
+    assert digests(first) == digests(second)
+    assert all(len(found) == len(set(found)) for run in (first, second) for found in rows(client, run).values())
+    assert not any("error" in run.data.tags for run in (first, second))
+
+
+# what fails
+
+
+def broken(out: int, fan_in: int, rng: object) -> Any:
+    raise ZeroDivisionError("this init is broken")
+
+
+@pytest.fixture
+def broken_init(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """One row of the table of inits raises whenever it is drawn from; the code digest is that of the file."""
+    monkeypatch.setitem(INITS, "lecun", Init(broken))  # type: ignore[misc]
+    return monkeypatch
+
+
+def test_failing_cell_does_not_stop_the_others_and_is_trained_when_it_can_be(
+    client: MlflowClient, broken_init: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """It shares a stack with others: they go on without it."""
+    study = ofat("failing", (0, 1), init=["normal", "lecun"], act=["relu"])
+    said: list[str] = []
+    result = launch(study, say=said.append)
+    assert (result.trained, result.settled) == (4, 4)
+    assert set(result.failed) == {"init=lecun-s0", "init=lecun-s1"}
+    assert all(why == "ZeroDivisionError: this init is broken" for why in result.failed.values())
+    before = cells(client, "failing")
+    for name, run in before.items():
+        assert run.info.status == ("FAILED" if name in result.failed else "FINISHED")
+        assert ("error" in run.data.tags) == (name in result.failed)
+        assert any(name in line and ("failed" in line) == (name in result.failed) for line in said), said
+        if name in result.failed:
+            assert "this init is broken" in run.data.tags["error"]
+            assert "ZeroDivisionError" in (folder(run) / "traceback.txt").read_text(encoding="utf-8")
+            assert "state_digest" not in run.data.tags
+    (report,) = reports(client, "failing")
+    assert report.info.status == "FAILED"
+    assert "init=lecun-s1" in report.data.tags["mlflow.note.content"]
+
+    file = written(study, tmp_path)
+    assert says(["study", str(file), "--workers", "0", "--no-health"]) == 1
+    assert "init=lecun-s0: ZeroDivisionError: this init is broken" in capsys.readouterr().out
+
+    broken_init.undo()
+    again = launch(study)
+    assert (again.trained, again.settled, again.failed) == (2, 6, {})
+    after = cells(client, "failing")
+    assert {name: run.info.run_id for name, run in after.items()} == {name: run.info.run_id for name, run in before.items()}
+    for name in result.failed:
+        alone = harness.train(study.cells[2 + int(name[-1])].config, probe=False, say=lambda line: None)
+        assert digests(after[name]) == (alone.state_digest, alone.history_digest)
+        assert "error" not in after[name].data.tags
+        assert [step for step, _ in rows(client, after[name])["test/loss"]] == [0, 1, 2]
+    assert [report.info.status for report in reports(client, "failing")] == ["FINISHED"]
+
+
+def test_fail_fast_stops_at_the_first_failure_and_marks_the_rest_killed(
+    client: MlflowClient, whole: StudyResult, broken_init: pytest.MonkeyPatch
+) -> None:
+    study = ofat("fast", (0, 1), init=["lecun"], act=["relu"], norm=["layernorm"])
+    said: list[str] = []
+    result = launch(study, fail_fast=True, say=said.append)
+    by = cells(client, "fast")
+    states = {name: run.info.status for name, run in by.items()}
+    assert set(result.failed) == {name for name, state in states.items() if state == "FAILED"} >= {"init=lecun-s0"}
+    killed = [name for name, state in states.items() if state == "KILLED"]
+    assert killed, states
+    assert not {"RUNNING", "SCHEDULED"} & set(states.values())
+    assert any(line.startswith("killed") for line in said)
+    assert result.settled + len(result.failed) + len(killed) == 6
+    broken_init.undo()
+    again = launch(study)
+    assert (again.trained, again.settled, again.failed) == (6 - result.settled, 6, {})
+    after = cells(client, "fast")
+    assert {name: run.info.run_id for name, run in after.items()} == {name: run.info.run_id for name, run in by.items()}
+
+
+def test_run_whose_files_cannot_be_written_fails_alone_and_is_repaired(client: MlflowClient, whole: StudyResult) -> None:
+    """A file lies where a folder of the run should be: the disk's own error, in the middle of a stack."""
+    study = ofat("blocked", (0, 1, 2), act=["tanh"])
+
+    def watch(now: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch(study, watch=watch)
+    run = cells(client, "blocked")["act=tanh-s1"]
+    place = folder(run) / "checkpoints"
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("in the way", encoding="utf-8")
+    result = launch(study)
+    assert set(result.failed) == {"act=tanh-s1"}
+    assert "checkpoints" in result.failed["act=tanh-s1"]
+    assert result.settled == 2
+    failed = cells(client, "blocked")["act=tanh-s1"]
+    assert failed.info.status == "FAILED"
+    assert (folder(failed) / "traceback.txt").is_file()
+    place.unlink()
+    assert launch(study).settled == 3
+    alone = harness.train(study.cells[1].config, probe=False, say=lambda line: None)
+    assert digests(cells(client, "blocked")["act=tanh-s1"]) == (alone.state_digest, alone.history_digest)
+    assert len(rows(client, cells(client, "blocked")["act=tanh-s1"])["test/loss"]) == 3
+
+
+def test_diverging_cell_is_a_result(client: MlflowClient, whole: StudyResult) -> None:
+    study = Study(
+        name="diverging",
+        question="Too fast?",
+        design="list",
+        seeds=[0, 1],
+        base=TINY,
+        variants=[{"name": "slow"}, {"name": "fast", "lr": 1e9}],
+    )
+    result = launch(study)
+    assert (result.trained, result.settled, result.failed) == (4, 4, {})
+    by = cells(client, "diverging")
+    for name, run in by.items():
+        assert run.info.status == "FINISHED"
+        assert ("diverged" in run.data.tags) == name.startswith("fast")
+        assert {"error", "traceback"}.isdisjoint(run.data.tags)
+    assert [report.info.status for report in reports(client, "diverging")] == ["FINISHED"]
+    table = harness.summary("diverging").set_index("variant")
+    assert (table.n["fast"], table.diverged["fast"], table.n["slow"], table.diverged["slow"]) == (0, 2, 2, 0)
+    assert launch(study).trained == 0
+
+
+# what is refused
+
+
+@pytest.mark.parametrize("workers", [-1, -7])
+def test_number_of_workers_that_cannot_be_is_refused_before_anything_is_written(
+    workers: int, client: MlflowClient, whole: StudyResult
+) -> None:
+    with pytest.raises(InputError, match=f"workers={workers}"):
+        launch(ofat("refused"), workers=workers)
+    assert client.get_experiment_by_name("refused") is None
+
+
+# the command line, in worker processes
+
+
+SABOTAGE = """
+def _lecun(out, fan_in, rng):
+    from pathlib import Path
+    if Path(__file__).with_name("broken").exists() and out == 8:
+        raise ZeroDivisionError("this init is broken")
+    return _normal(out, fan_in, rng) * np.float32((1 / fan_in) ** 0.5)
+
+
+@dataclass(frozen=True)
+class Init:
+"""
+
+
+@pytest.mark.slow
+def test_cell_that_fails_in_a_worker_process_is_told_with_its_reason(
+    client: MlflowClient, whole: StudyResult, tmp_path: Path
+) -> None:
+    """In a copy of the package, one of whose inits is broken as long as a file lies beside it."""
+    shutil.copytree(ROOT / "harness", tmp_path / "harness", ignore=shutil.ignore_patterns("__pycache__"))
+    source = tmp_path / "harness" / "components" / "inits.py"
+    text = source.read_text(encoding="utf-8").replace("\n@dataclass(frozen=True)\nclass Init:\n", SABOTAGE)
+    text = re.sub(r'"lecun": Init\(.*\),\n', '"lecun": Init(_lecun),\n', text)
+    assert text.count("_lecun") == 2
+    source.write_text(text, encoding="utf-8")
+    source.with_name("broken").touch()
+    study = ofat("sabotaged", init=["normal", "lecun"])
+    command = [sys.executable, "-m", "harness", "study", str(written(study, tmp_path)), "--workers", "2", "--no-health"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == ""
+    assert "failed   init=lecun-s0: ZeroDivisionError: this init is broken" in done.stdout
+    by = cells(client, "sabotaged")
+    assert {name: run.info.status for name, run in by.items()} == {"init=normal-s0": "FINISHED", "init=lecun-s0": "FAILED"}
+    assert "in _lecun" in (folder(by["init=lecun-s0"]) / "traceback.txt").read_text(encoding="utf-8")
+
+
+def written(study: Study, folder: Path) -> Path:
+    """The study as a TOML file."""
+    lines = [f"{key} = {json.dumps(getattr(study, key))}" for key in ("name", "question", "design")]
+    lines += [f"seeds = {list(study.seeds)}", "[base]", *(f"{key} = {json.dumps(value)}" for key, value in study.base.items())]
+    lines += ["[factors]", *(f"{key} = {json.dumps(list(levels))}" for key, levels in study.factors.items())]
+    path = folder / f"{study.name}.toml"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def says(arguments: list[str]) -> int:
+    """The command line in this process; its exit code. The process's signal handlers stay what they are."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        return int(ended.value.code or 0)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
