@@ -115,7 +115,7 @@ def table(found: Mapping[str, Any], times: Mapping[str, Times]) -> Iterator[str]
         yield from (f"| {name} | {seconds:.3f} |" for name, seconds in found["around"].items())
     if "matrix" in found:
         m = found["matrix"]
-        yield f"\nThe whole matrix, 30 runs of 10 epochs, by `harness study matrix`: {m['seconds']:.0f} s, {m['workers']} workers"
+        yield f"\nThe whole matrix, 30 runs of 10 epochs, by `harness study`: {m['seconds']:.0f} s, {m['workers']} workers"
         if notebook_:
             by_hand = 300 * notebook_.median
             yield f"(the notebook's loop, extrapolated from its epochs: {by_hand / 60:.0f} min, {by_hand / m['seconds']:.0f}x)."

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit
 from tabulate import tabulate
 
 from harness.config import FIELDS
@@ -220,7 +220,7 @@ def _history(store: Store, standing: Standing) -> pd.DataFrame:
 def _describe(values: pd.Series[float]) -> dict[str, float]:
     """Mean, sample std, extremes and the 95% t interval of the mean; NaN where n is too small for it."""
     n, mean, std = len(values), float(values.mean()), float(values.std())
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n) if n > 1 else math.nan
+    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * std / math.sqrt(n) if n > 1 else math.nan
     ends = {"min": float(values.min()), "max": float(values.max()), "low": mean - half, "high": mean + half}
     return {"mean": mean, "std": std, **ends}
 
