@@ -13,11 +13,12 @@ from harness.training import MAY_DIFFER, sample_counts
 
 MOST_LANES = 6  # wider stacks gain little and leave the cache
 # Seconds on one core of an AMD EPYC (AVX2), from the parts of a training step; only their ratios matter for cutting.
-PRODUCTS = 3.6e-11  # a parameter and sample, forward and backward
-UPDATE = 1.9e-10  # a parameter, and twice that for each moment of the optimizer
-LAYER = 2.2e-5  # a layer and step
-STEP = 1.3e-4  # a step, however many lanes share it
-RUN = 1.0  # a run: figures, checkpoints, store
+PRODUCTS = 4.5e-11  # a parameter and sample, forward and backward
+UPDATE = 2.4e-10  # a parameter, and twice that for each moment of the optimizer
+LAYER = 2.8e-5  # a layer and step
+STEP = 1.6e-4  # a step, however many lanes share it
+EPOCH = 0.08  # an epoch of a run: probe, metrics, checkpoints
+RUN = 1.3  # a run: its figures, its beginning and end in the store
 
 
 def seconds(plan: Plan, lanes: int) -> float:
@@ -26,7 +27,7 @@ def seconds(plan: Plan, lanes: int) -> float:
     steps, moments = math.ceil(counts["train"] / config.batch_size), len(OPTIMIZERS[config.optimizer].moments)
     step = arch.parameters * (PRODUCTS * config.batch_size + UPDATE * (1 + 2 * moments)) + LAYER * len(arch.layers)
     tested = arch.parameters * PRODUCTS / 3 * (counts["test"] + counts["val"])
-    return config.epochs * (steps * (lanes * step + STEP) + lanes * tested) + lanes * RUN
+    return config.epochs * (steps * (lanes * step + STEP) + lanes * (tested + EPOCH)) + lanes * RUN
 
 
 def pack(plans: Iterable[Plan], workers: int) -> list[list[Plan]]:
