@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 from scipy.special import stdtrit
-from tabulate import tabulate
+from tabulate import DataRow, Line, TableFormat, tabulate
 
 from harness.config import FIELDS
 from harness.errors import InputError, MissingArtifact, refusal
@@ -22,6 +22,9 @@ from harness.tracking import QUIET, RunLog, Store, store_uri, told
 
 CONFIDENCE = 0.95
 STUDY_FILE = "study.json"  # of the report run: the study as it was launched, and the digests of its cells
+NARROW = TableFormat(
+    None, Line("", "-", " ", ""), None, None, DataRow("", " ", ""), DataRow("", " ", ""), 0, None
+)  # 80 columns
 SHOWN = ("final/test_loss", "final/test_accuracy")
 LARGEST = 1.797e308  # what MLflow makes of infinity
 
@@ -146,8 +149,14 @@ def text(frame: pd.DataFrame, kind: str) -> str:
         return json.dumps(finite, indent=2) + "\n"
     cells = [[_cell(value) for value in row.values()] for row in values]
     sides = ["right" if pd.api.types.is_numeric_dtype(frame[name]) else "left" for name in frame]
-    style = "pipe" if kind == "markdown" else "simple"
-    return tabulate(cells, list(frame), style, disable_numparse=True, colalign=sides if cells else None) + "\n"
+    heads, style = (list(frame), "pipe") if kind == "markdown" else ([_head(str(name)) for name in frame], NARROW)
+    return tabulate(cells, heads, style, disable_numparse=True, colalign=sides if cells else None) + "\n"
+
+
+def _head(name: str) -> str:
+    """A column's head on a narrow screen: a metric over its mean, then std, min and max of it."""
+    metric, _, what = name.partition(" ")
+    return {"": name, "mean": metric}.get(what, what)
 
 
 def _plain(value: Any) -> Any:

@@ -86,11 +86,14 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 
 def table(text: str, first: str) -> dict[str, dict[str, str]]:
-    """The rows of a printed table under their first column; columns are told apart by two spaces or more."""
+    """The rows of a printed table under their first column; std, min and max stand beside the metric that they are of."""
     lines = text.splitlines()
-    (head,) = (k for k, line in enumerate(lines) if re.match(rf"{first}  ", line))
+    (head,) = (k for k, line in enumerate(lines) if re.match(rf"{first} ", line))
     spans = [match.span() for match in re.finditer(r"-+", lines[head + 1])]
-    names = [lines[head][a:b].strip() for a, b in spans]
+    names: list[str] = []
+    for name in (lines[head][a:b].strip() for a, b in spans):
+        metric = name if name in ("loss", "accuracy") else next((n.split()[0] for n in names[::-1] if " " in n), "")
+        names.append(f"{name} mean" if metric == name else f"{metric} {name}" if metric else name)
     rows = {}
     for line in lines[head + 2 :]:
         if not line.strip():
