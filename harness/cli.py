@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -138,7 +139,8 @@ def study(study: str, dry_run: bool, workers: str, scheduler: str | None, **give
     from harness import driver
 
     if dry_run:
-        _say(driver.preview(wanted, None if workers == "auto" else int(workers), _say))
+        processes = None if workers == "auto" else int(workers)
+        _say(driver.preview(wanted, processes, scheduler, given["share"], _say))
         return
     launcher = os.environ.pop("MLFLOW_RUN_ID", None)
     with StudyLines() as lines:
@@ -197,8 +199,9 @@ def results(study: str, kind: str, by: str, rows: str, output: str | None) -> No
         raise InputError("format=parquet is binary; name a file: --output results.parquet")
     from harness import frames
 
-    name = Study.read(study).name if study.endswith(".toml") else study
-    frame = frames.summary(name, names) if rows == "summary" else getattr(frames, rows)(name)
+    with suppress(*() if study.endswith(".toml") else (InputError,)):  # one whose file is gone may still be in the store
+        study = Study.read(study).name
+    frame = frames.summary(study, names) if rows == "summary" else getattr(frames, rows)(study)
     if rows == "summary" and kind in ("table", "markdown"):
         frame = frames.outline(frame)
     if output is None:
@@ -226,7 +229,7 @@ def verdict(result: StudyResult) -> str:
     """What a person wants to know at the end of a study."""
     from harness import frames
 
-    lines = ["", frames.text(frames.outline(frames.summary(result.study.name)), "table")]
+    lines = ["", frames.text(frames.outline(result.table), "table")]
     lines += [f"failed   {name}: {why}" for name, why in result.failed.items()]
     if result.copies:
         lines.append(f"copies   {result.copies}")
@@ -234,6 +237,7 @@ def verdict(result: StudyResult) -> str:
         f"done     {result.settled} of {len(result.study.cells)} cells, {result.trained} now, in {result.seconds:.0f} s",
         f"look     mlflow ui --backend-store-uri {result.store}",
         f"         {result.chart}",
+        "         there, Group by: variant draws each variant's mean and band",
     ]
     return "\n".join(lines)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pandas as pd
 from filelock import Timeout
 
 from harness import engine, frames
+from harness.config import slug
 from harness.engine import Came
 from harness.errors import InputError
 from harness.plan import Plan, prepare_all
@@ -66,6 +68,7 @@ class StudyResult:
     failed: Mapping[str, str]  # cell -> why
     copies: str  # what runs of one config say of each other; empty where there are none
     agree: bool  # whether they have the same bits
+    table: pd.DataFrame  # the summary
     report_run_id: str
     store: str
     chart: str
@@ -96,32 +99,41 @@ def run_study(
     Raises InputError before anything is written. An interrupt marks what is unfinished KILLED; its checkpoints stay.
     """
     began = time.monotonic()
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself finds it out
+        raise InputError('a worker imported your script, which called run_study again: put it under if __name__ == "__main__":')
     study = study if isinstance(study, Study) else Study.read(study)
     if workers is not None and workers < 0:
         raise InputError(f"workers={workers} is not allowed; allowed: a whole number from 0")
     plans = prepare_all(study.cells, say)
     with engine.opened(workers, scheduler, [plan.config for plan in plans]) as hands:
         store = Store()
+        if launcher:
+            store.open(launcher).check_unused()
         with _alone(store, study, say):
             launch = Launch(store, study, plans, say, watch)
             with launch.reported(overrides):
                 works = launch.schedule(max(hands.workers, 1), share, probe, models)
+                if works and hands.workers:
+                    say("workers  start; the first results take some seconds")
                 with closing(hands.trained(works, launch.heard)) as trained:
                     for work, came in trained:
                         launch.ended(work, came)
                         if fail_fast and launch.failed:
                             break
-                launch.copy()
+                if not (fail_fast and launch.failed):
+                    launch.copy()
                 launch.leave()
                 return launch.result(time.monotonic() - began, launcher)
 
 
-def preview(study: Study, workers: int | None, say: Say) -> str:
+def preview(study: Study, workers: int | None, scheduler: str | None, share: bool, say: Say) -> str:
     """What a launch would do: each cell, what is there of it, and the expected time. Writes nothing."""
     plans = {plan.cell.name: plan for plan in prepare_all(study.cells, say)}
     standings = _standings(Store.there(), study, list(plans.values()))
     todo = [plans[standing.cell.name] for standing in standings if not standing.settled]
-    with engine.opened(workers, None, []) as hands:
+    if share:
+        todo = list({plan.config.digest: plan for plan in reversed(todo)}.values())
+    with engine.opened(workers, scheduler, [plan.config for plan in todo]) as hands:
         stacks = pack(todo, max(hands.workers, 1))
     rows = [{"cell": standing.cell.name, "state": standing.state, "why": standing.reason} for standing in standings]
     return f"{frames.text(pd.DataFrame(rows), 'table')}\n{_outlook(study, todo, stacks, max(hands.workers, 1))}"
@@ -201,9 +213,14 @@ class Launch:
     def leave(self) -> None:
         """End what was scheduled, or had begun, and is not trained any more."""
         for run_id in self.left:
-            self.store.end(run_id, "KILLED")
+            with suppress(
+                Exception
+            ):  # one that was deleted meanwhile, a store that is gone: the first error is the one to show
+                self.store.end(run_id, "KILLED")
         if self.left:
-            self.say(f"killed   {len(self.left)} cells are left, with their checkpoints; the same command goes on from there")
+            self.say(
+                f"killed   {len(self.left)} cells are left; the same command goes on from there, and from their checkpoints"
+            )
 
     def schedule(self, workers: int, share: bool, probe: bool, models: bool) -> list[Work]:
         """Find or create the run of every cell, and cut what is to be trained into stacks."""
@@ -231,7 +248,7 @@ class Launch:
         return [Work(self.store.uri, tuple(self._lane(plan) for plan in stack), probe, models) for stack in stacks]
 
     def _lane(self, plan: Plan) -> Lane:
-        return Lane(self.runs[plan.cell.name].id, plan.cell, plan.config, plan.data.digest)
+        return Lane(self.runs[plan.cell.name].id, plan.cell, plan.config, plan.data.digest, str(plan.tags["code_digest"]))
 
     def _run(self, plan: Plan, standing: Standing) -> RunLog:
         """The run that a cell goes on with, or a new one."""
@@ -273,7 +290,7 @@ class Launch:
                 self._settled(lane.cell.name, run)
             else:
                 why = why if isinstance(why, str) else "its worker stopped"
-                if run.info.status != "FAILED":  # the worker died with it
+                if run.info.status != "FAILED" and not self.store.held(lane.run_id):  # the worker died with it
                     fail(RunLog(self.store, run), RuntimeError(why))
                 self._failed(lane.cell.name, why)
 
@@ -317,7 +334,7 @@ class Launch:
 
     def result(self, seconds: float, launcher: str | None) -> StudyResult:
         """Write the report run's table and description, and end it."""
-        copies, agree = compared(self.store.runs(self.study.name, study=self.study.name, edition=self.edition))
+        copies, agree = compared([self.store.get(log.id) for log in self.runs.values()])
         table = frames.summary(self.study.name)
         self.report.text("summary.csv", table.to_csv(index=False))
         failed = "".join(f"\n- {name}: {why}" for name, why in self.failed.items())
@@ -329,7 +346,7 @@ class Launch:
             f"**Failed**:{failed}" if failed else "",
         ]
         content = "\n\n".join(part for part in note if part)
-        self.report.tags({"mlflow.note.content": content, **({"copies": copies} if copies else {})})
+        self.report.tags({"mlflow.note.content": content, **({"copies": slug(copies)} if copies else {})})
         self.report.finish("FAILED" if self.failed or not agree else "FINISHED")
         chart = self.store.chart(self.report.run.info.experiment_id, {"study": self.study.name, "edition": self.edition})
         if launcher:
@@ -342,6 +359,7 @@ class Launch:
             failed=self.failed,
             copies=copies,
             agree=agree,
+            table=table,
             report_run_id=self.report.id,
             store=self.store.uri,
             chart=chart,
@@ -358,17 +376,19 @@ def edition(study: Study, plans: Sequence[Plan]) -> str:
 
 def compared(runs: Sequence[Any]) -> tuple[str, bool]:
     """What runs of one config that were trained apart say of each other, and whether they have the same bits."""
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, dict[str, str]] = {}  # config -> cell -> digests
     for run in runs:
         tags = run.data.tags
         if run.info.status == "FINISHED" and "shared_with" not in tags:
-            groups.setdefault(tags["config_digest"], []).append(f"{tags['state_digest']} {tags['history_digest']}")
-    several = [digests for digests in groups.values() if len(digests) > 1]
+            groups.setdefault(tags["config_digest"], {})[tags["cell"]] = f"{tags['state_digest']} {tags['history_digest']}"
+    several = [list(digests.values()) for digests in groups.values() if len(digests) > 1]
     if not several:
         return "", True
     distinct, agree = len({digest for digests in several for digest in digests}), all(len(set(d)) == 1 for d in several)
-    verdict = "copies agree bit for bit" if agree else f"copies DISAGREE: {len(several)} configs should have {len(several)}"
-    return f"{sum(map(len, several))} runs, {distinct} distinct digests: {verdict}", agree
+    verdict = f"copies agree bit for bit: {len(several)} configs" if agree else f"copies of {len(several)} configs DISAGREE"
+    wrong = sorted(cell for digests in groups.values() if len(set(digests.values())) > 1 for cell in digests)
+    remedy = f" ({', '.join(wrong)}); delete these runs and launch again" if wrong else ""
+    return f"{sum(map(len, several))} runs, {distinct} distinct digests: {verdict}{remedy}", agree
 
 
 @contextmanager

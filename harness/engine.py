@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
+import torch
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster, WorkerPlugin, get_worker, rpc
+from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin, get_worker, rpc
 from distributed.worker import thread_state  # type: ignore[attr-defined]
 
 from harness.config import RunConfig
@@ -92,23 +93,32 @@ def _check(client: Client, scheduler: str, configs: Sequence[RunConfig]) -> None
     except TimeoutError:
         raise InputError(f"scheduler {scheduler} has no worker within {ANSWER} s; start one: dask worker {scheduler}") from None
     try:
-        client.submit(_codes, configs[:1], pure=False).result(timeout=ANSWER)  # the scheduler must know harness too
+        client.run_on_scheduler(_codes, configs[:1])  # it unpickles tasks, so it must know harness too
         codes = client.run(_codes, configs)
     except Exception as error:
         raise InputError(f"scheduler {scheduler}: it or a worker cannot run harness: {_line(error)}") from None
     if other := sorted(worker for worker, code in codes.items() if code != _codes(configs)):
-        raise InputError(f"scheduler {scheduler}: worker {other[0]} has other code, torch or numpy than this process")
+        raise InputError(
+            f"scheduler {scheduler}: worker {other[0]} has other code, torch, numpy or CPU instructions than this process"
+        )
 
 
 @contextmanager
 def _local(workers: int) -> Iterator[Client]:
     """Worker processes of this machine, one thread each; they die with this process."""
     quiet: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
-    with LocalCluster(workers, threads_per_worker=1, memory_limit=0, **quiet) as cluster, Client(cluster) as client:
+    try:
+        started = LocalCluster(workers, threads_per_worker=1, memory_limit=0, **quiet)
+    except RuntimeError as error:
+        hint = 'a script must call run_study under if __name__ == "__main__": or with workers=0'
+        raise EngineError(f"worker processes do not start: {_line(error)}; {hint}") from None
+    with started as cluster, Client(cluster) as client:
         client.register_plugin(Deaf())
         try:
             yield client
-        except BaseException:  # checkpoints are whole at any moment, and a busy worker would take four seconds to say goodbye
+        except BaseException:
+            # checkpoints are whole at any moment, and a busy worker would take four seconds to say goodbye
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would tell of every connection that breaks
             for nanny in cluster.workers.values():
                 with suppress(OSError, TypeError):
                     os.kill(nanny.pid, signal.SIGKILL)
@@ -150,7 +160,8 @@ def _trained(client: Client, works: Sequence[Work], tell: Tell) -> Generator[tup
             elif len(what.lanes) > 1:
                 left.extendleft(replace(what, lanes=(lane,)) for lane in what.lanes)
             else:
-                yield what, {what.lanes[0].run_id: _line(error)}
+                died = "four worker processes died training it: out of memory, or killed"
+                yield what, {what.lanes[0].run_id: died if isinstance(error, KilledWorker) else _line(error)}
     finally:
         with suppress(Exception):
             client.cancel(list(running))
@@ -176,7 +187,7 @@ def _task(what: Work, topic: str) -> Came:
 
 
 def _codes(configs: Sequence[RunConfig]) -> list[str]:
-    return sorted({code_digest(config) for config in configs})
+    return [*sorted({code_digest(config) for config in configs}), torch.backends.cpu.get_cpu_capability()]
 
 
 def _line(error: BaseException) -> str:

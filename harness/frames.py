@@ -48,6 +48,10 @@ class Launched:
             where = store_uri() if store else f"{store_uri()}, which does not exist"
             raise InputError(f"study {name} was never launched in the store {where}; launch it: harness study {name}")
         launched = Study(**content["study"])
+        if isinstance(study, Study) and study.json_text() != launched.json_text():
+            raise InputError(
+                f"study {name} was last launched with other seeds, variants or values; launch this one, or ask by name"
+            )
         wanted = [(cell, content["cells"][cell.name]) for cell in launched.cells]
         return cls(launched, content["cells"], survey(wanted, store.runs(name, study=name), store.held), store)
 
@@ -86,13 +90,16 @@ def history(study: str | Study) -> pd.DataFrame:
 def summary(study: str | Study, by: str | Sequence[str] = ()) -> pd.DataFrame:
     """One row per variant, or per setting of the parameters in `by`: n, mean, std, min, max, 95% t interval.
 
-    n counts finished runs that did not diverge; diverged, failed and missing cells have columns of their own. Under `by`
-    runs of one config (the base stands in several variants) count once. Raises InputError for an unknown parameter.
+    n counts finished runs that did not diverge; diverged, failed and missing cells have columns of their own.
+
+    Under `by` a value is the mean of a seed over `conditions`, the other settings that finished with every seed, and n counts
+    seeds: runs of one seed share weights and batches, and a config that stands in several variants counts once. Raises
+    InputError for an unknown parameter.
     """
     by = [by] if isinstance(by, str) else list(by)
     for name in by:
-        if name not in FIELDS:
-            raise InputError(refusal("by", name, FIELDS))
+        if name not in FIELDS or name == "seed":
+            raise InputError(refusal("by", name, [field for field in FIELDS if field != "seed"]))
     launched = Launched.last(study)
     frame = _runs(launched)
     metrics = dict.fromkeys([*SHOWN, launched.study.metric])
@@ -101,10 +108,15 @@ def summary(study: str | Study, by: str | Sequence[str] = ()) -> pd.DataFrame:
         frame = frame.drop_duplicates("config_digest")
     rows = []
     for names, group in frame.groupby(by or ["variant"], sort=bool(by), dropna=False):
-        good = group[group.state == "finished"]
+        good, extra = group[group.state == "finished"], {}
+        if by:
+            whole = good.groupby("variant").seed.nunique() == good.seed.nunique()
+            good = good[good.variant.isin(whole.index[whole])]
+            extra = {"conditions": good.variant.nunique()}
+            good = good.groupby("seed")[list(metrics)].mean()
         counts = {state: int((group.state == state).sum()) for state in STATES[1:]}
         numbers = {f"{_short(m)}_{what}": value for m in metrics for what, value in _describe(good[m]).items()}
-        rows.append({**dict(zip(by or ["variant"], names, strict=True)), "n": len(good), **counts, **numbers})
+        rows.append({**dict(zip(by or ["variant"], names, strict=True)), "n": len(good), **extra, **counts, **numbers})
     return pd.DataFrame(rows)
 
 
@@ -122,9 +134,6 @@ def compare(study: str | Study) -> pd.DataFrame:
         described = {key: value for key, value in _describe(differences).items() if key in ("mean", "std", "low", "high")}
         rows.append({"variant": variant, "reference": reference, "metric": metric, "n": len(differences), **described})
     return pd.DataFrame(rows)
-
-
-FORMATS = ("table", "csv", "parquet", "json", "markdown")
 
 
 def outline(summary: pd.DataFrame) -> pd.DataFrame:
@@ -167,7 +176,7 @@ def _plain(value: Any) -> Any:
 def _cell(value: object) -> str:
     """Four decimals where they say something, six digits where they do not."""
     if isinstance(value, float):
-        return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:g}"
+        return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"
     return "" if value is None else str(value)
 
 

@@ -135,6 +135,10 @@ def _planned(log: RunLog, folder: str, data_dir: str | None, say: Callable[[str]
     plan = prepare(config.replace(data_dir=data_dir) if data_dir else config, say, cell)
     if plan.data.digest != (wanted := tags.get("data_digest")):
         raise InputError(f"run {log.id} had data {wanted}, but {plan.data.name} here is {plan.data.digest}")
+    if (began := tags.get("code_digest")) not in (None, plan.tags["code_digest"]):
+        raise InputError(
+            f"run {log.id} began with other code, torch or numpy (code_digest {began}): half a run each is none; start afresh"
+        )
     return plan
 
 

@@ -48,17 +48,23 @@ class Plan:
         }
 
 
-def prepare(asked: RunConfig, say: Say = print, cell: Cell | None = None) -> Plan:
+def prepare(
+    asked: RunConfig, say: Say = print, cell: Cell | None = None, loaded: dict[tuple[str, ...], Data] | None = None
+) -> Plan:
     """Load a config's data and check the two together, for a cell of a study or a run of its own.
 
-    Raises InputError; writes nothing but a dataset that it downloads.
+    Plans that are made with the same `loaded` share their data. Raises InputError; writes nothing but a dataset that it
+    downloads.
     """
     config = asked.with_layers()
     arch = architecture(config)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError(refusal("device", "cuda", "cpu, auto: torch finds no CUDA device on this machine"))
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    data = datasets.load(config.dataset, config.data_dir, config.normalize, say).to(device)
+    key, loaded = (config.dataset, config.data_dir, config.normalize, device), {} if loaded is None else loaded
+    if key not in loaded:
+        loaded[key] = datasets.load(config.dataset, config.data_dir, config.normalize, say).to(device)
+    data = loaded[key]
     config = config.replace(dataset=data.name, device=device)
     check(arch, config, data)
     return Plan(cell or _single(asked, config), config, arch, data)
@@ -68,11 +74,12 @@ def prepare_all(cells: Iterable[Cell], say: Say = print) -> list[Plan]:
     """The plans of a study's cells. What `auto` becomes is found out once: looking for a mirror takes its time."""
     plans: list[Plan] = []
     became: dict[tuple[str, str], str] = {}
+    loaded: dict[tuple[str, ...], Data] = {}
     for cell in cells:
         asked = cell.config
         where = (asked.dataset, asked.data_dir)
         try:
-            plan = prepare(asked.replace(dataset=became.get(where, asked.dataset)), say, cell)
+            plan = prepare(asked.replace(dataset=became.get(where, asked.dataset)), say, cell, loaded)
         except InputError as error:
             raise type(error)(f"study {cell.study}, {cell.name}: {error}") from None
         became[where] = plan.data.name

@@ -19,7 +19,7 @@ from harness.network import Network
 from harness.plan import Plan
 from harness.results import EpochRecord, history_csv, history_digest
 from harness.tracking import RunLog
-from harness.training import Stack, evaluate, sample_counts
+from harness.training import Stack, finals, sample_counts
 
 LAST, BEST = "checkpoints/last.safetensors", "checkpoints/best.safetensors"
 
@@ -103,8 +103,7 @@ class Recorder:
     def finish(self, stack: Stack, lane: int) -> RunResult:
         """Write final metrics, digests, figures, the model and the description."""
         log, plan, history, end, state = self.log, self.plan, self.history, self.history[-1], stack.network.state(lane)
-        curves = {**end.curves, **evaluate(stack, lane, "train")}
-        final = {f"final/{name.replace('/', '_')}": value for name, value in curves.items()}
+        final = {f"final/{name.replace('/', '_')}": value for name, value in finals(stack, lane, end).items()}
         final["best/test_accuracy"] = max(done.curves["test/accuracy"] for done in history if done.epoch)
         digests = {"state_digest": state_digest(state), "history_digest": history_digest(history)}
         result = RunResult(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata, resources
@@ -17,7 +17,13 @@ from importlib import metadata, resources
 from harness.config import CHOICES, RunConfig
 from harness.layerlist import NORM_TYPES
 
-ROOTS = (("training", "train"), ("training", "exact_arithmetic"), ("architecture", "architecture"), ("data", "load"))
+ROOTS = (
+    ("training", "train"),
+    ("training", "exact_arithmetic"),
+    ("training", "finals"),
+    ("architecture", "architecture"),
+    ("data", "load"),
+)
 TABLES = {tuple(table.replace("/", ".").rsplit(".", 1)): field for field, table in CHOICES.items() if isinstance(table, str)}
 VALUES = ("errors", "config", "layerlist")  # what they say, the config digest holds
 PACKAGES = ("torch", "numpy")
@@ -30,6 +36,7 @@ class Module:
 
     defined: Mapping[str, ast.stmt]
     imported: Mapping[str, Place]  # a local name -> where it is defined; the name is empty for a whole module
+    rest: Sequence[ast.stmt]  # what else it does when it is imported
 
 
 def code_digest(config: RunConfig) -> str:
@@ -53,9 +60,13 @@ def _digest(levels: frozenset[tuple[str, str]]) -> str:
     todo = list(ROOTS)
     while todo:
         place = todo.pop()
-        if place in found or place[0] in VALUES or place[1] not in (module := _module(place[0])).defined:
+        if place in found or place[0] in VALUES:
             continue
-        nodes = _used(place, module.defined[place[1]], levels)
+        module = _module(place[0])
+        if place[1] not in module.defined:  # at most handed on from where it is
+            todo += [module.imported[place[1]]] if place[1] in module.imported else []
+            continue
+        nodes = [*_used(place, module.defined[place[1]], levels), *module.rest]
         found[place] = "\n".join(ast.unparse(node) for node in nodes)
         todo += [there for node in nodes for there in _names(node, place[0], module)]
     lines = [f"{module}.{name}\n{text}\n" for (module, name), text in sorted(found.items())]
@@ -90,17 +101,25 @@ def _module(name: str) -> Module:
     tree = _Bare().visit(ast.parse(file.read_text(encoding="utf-8")))
     defined: dict[str, ast.stmt] = {}
     imported: dict[str, Place] = {}
+    rest: list[ast.stmt] = []
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             defined[node.name] = node
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            defined |= {leaf.id: node for target in targets for leaf in ast.walk(target) if isinstance(leaf, ast.Name)}
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and (names := _assigned(node)):
+            defined |= dict.fromkeys(names, node)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "harness":
             base = (node.module or "").removeprefix("harness").lstrip(".")
             for alias in node.names:
                 imported[alias.asname or alias.name] = (base, alias.name) if base else (alias.name, "")
-    return Module(defined, imported)
+        elif not isinstance(node, ast.Import | ast.ImportFrom):
+            rest.append(node)
+    return Module(defined, imported, tuple(rest))
+
+
+def _assigned(node: ast.Assign | ast.AnnAssign) -> list[str]:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    leaves = [leaf for target in targets for leaf in ast.walk(target)]
+    return [leaf.id for leaf in leaves if isinstance(leaf, ast.Name) and isinstance(leaf.ctx, ast.Store)]
 
 
 class _Bare(ast.NodeTransformer):

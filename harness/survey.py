@@ -60,6 +60,8 @@ def _unfinished(run: Any, held: Callable[[str], bool]) -> tuple[str, str]:
         return "missing", "scheduled"
     if status == "FAILED":
         return "failed", tags.get("error", "no reason recorded")
+    if status == "KILLED" and "attempt" not in tags:
+        return "missing", "never begun"
     if status == "KILLED":
         return "failed", "killed; goes on from its checkpoint"
     return ("running", "") if held(run.info.run_id) else ("failed", "its process is gone; goes on from its checkpoint")
@@ -68,6 +70,8 @@ def _unfinished(run: Any, held: Callable[[str], bool]) -> tuple[str, str]:
 def _difference(cell: Cell, tags: Mapping[str, object], found: Any) -> str:
     """Why a finished run of a cell is not what the study wants now."""
     asked, params = cell.config.text(), found.params
+    if found.tags.get("config_digest") == tags["config_digest"]:
+        params = {name: text[:6000] for name, text in asked.items()}  # a file that was moved, say: what it holds is the same
     changed = [name for name in FIELDS if name not in ("dataset", "data_dir") and params.get(name) != asked[name][:6000]]
     reasons = [f"{name} was {params.get(name)}, is {asked[name]}" for name in changed]
     if (dataset := found.tags.get("dataset")) != tags["dataset"]:

@@ -46,7 +46,7 @@ def store_uri() -> str:
     path = uri.removeprefix("sqlite:///")
     if path == uri:
         return uri
-    place = str(Path(path).absolute())
+    place = str(Path(path).resolve())  # one store has one name, and so one lock
     if found := sorted(set("?%") & set(place)):
         raise StoreError(f"store {place}: a sqlite store cannot lie in a folder with {found[0]} in its name; use another")
     return f"sqlite:///{place}"
@@ -65,9 +65,9 @@ class Store:
             self.client.search_experiments(max_results=1)
 
     @classmethod
-    def there(cls) -> Store | None:
+    def there(cls, uri: str | None = None) -> Store | None:
         """The store; None where it would be a sqlite file that does not exist yet: looking creates nothing."""
-        path = (uri := store_uri()).removeprefix("sqlite:///")
+        path = (uri := uri or store_uri()).removeprefix("sqlite:///")
         return None if path != uri and not Path(path).exists() else cls(uri)
 
     @property
@@ -112,6 +112,9 @@ class Store:
                     self.client.create_experiment(name, artifact_location=place)
             if (found := self.client.get_experiment_by_name(name)) is None:
                 raise StoreError(f"store {self.uri}: experiment {name} could be neither found nor created")
+            if found.lifecycle_stage != "active":
+                restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+                raise StoreError(f"store {self.uri}: experiment {name} was deleted; restore it: {restore}")
             return str(found.experiment_id)
 
     def create(self, experiment: str, name: str, command: str = "harness train", tags: Mapping[str, object] = {}) -> RunLog:
@@ -209,9 +212,13 @@ class RunLog:
     def adopt(self, name: str) -> None:
         """Take over a run that `mlflow run` has begun. Raises InputError when it already holds one."""
         self.run = self.store.get(self.id)
+        self.check_unused()
+        self.store.client.update_run(self.id, name=name)
+
+    def check_unused(self) -> None:
+        """Raise InputError for a run that is not one which `mlflow run` has just begun."""
         if "config_digest" in self.run.data.tags or self.run.info.status not in ("RUNNING", "SCHEDULED"):
             raise InputError(f"MLFLOW_RUN_ID={self.id} already holds a run; unset it to start another")
-        self.store.client.update_run(self.id, name=name)
 
     def copy(self, other: RunLog, artifacts: Sequence[str]) -> None:
         """Take over the metrics, but those it has, and small files of another run."""

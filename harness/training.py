@@ -227,6 +227,11 @@ def measured(
     return EpochRecord(stack.epoch, curves, lane, health_of, seconds, diverged)
 
 
+def finals(stack: Stack, lane: int, end: EpochRecord) -> dict[str, float]:
+    """A lane's curves after its last epoch, all of them in eval mode, the training loss too."""
+    return {**end.curves, **evaluate(stack, lane, "train")}
+
+
 def evaluate(stack: Stack, lane: int, part: str) -> dict[str, float]:
     """`{part}/loss` and `{part}/accuracy` of a lane in eval mode; `part` is train, val or test.
 

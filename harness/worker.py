@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 from harness.checkpoint import Checkpoint
 from harness.config import RunConfig
-from harness.errors import CheckpointError, DataError, MissingArtifact
+from harness.errors import CheckpointError, DataError, InputError, MissingArtifact
 from harness.launch import run
 from harness.plan import prepare
 from harness.recorder import LAST, Recorder, RunResult, fail
@@ -30,6 +31,7 @@ class Lane:
     cell: Cell
     config: RunConfig  # resolved
     data_digest: str
+    code_digest: str
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,18 @@ def work(what: Work, tell: Tell) -> dict[str, RunResult | str]:
     `tell` hears each epoch of each run; an interrupt that it raises leaves the runs KILLED, with their checkpoints.
     """
     ended: dict[str, RunResult | str] = {}
-    store = Store(what.store)
+    if (store := Store.there(what.store)) is None:
+        raise InputError(f"{platform.node()} has no store at {what.store}: put it on a shared disk, or use a tracking server")
     with ExitStack() as held, exact_arithmetic():
         groups: dict[tuple[int, bool], list[Taken]] = {}
         for lane in what.lanes:
             log = store.open(lane.run_id)
             try:
                 held.enter_context(log.alone(PATIENCE))
+            except InputError as error:  # whoever holds it writes it
+                ended[lane.run_id] = str(error)
+                continue
+            try:
                 log = store.open(lane.run_id)  # as it is now that nobody else holds it
                 if log.run.info.status != "FINISHED":
                     taken = _take(log, lane, what)
@@ -80,7 +87,7 @@ def work(what: Work, tell: Tell) -> dict[str, RunResult | str]:
             for group in groups.values():
                 ended |= _train(group, what, tell)
         except KeyboardInterrupt:  # here, where the runs are held, so that whoever takes them up next has the last word
-            for log in (store.open(lane.run_id) for lane in what.lanes):
+            for log in (store.open(taken.lane.run_id) for group in groups.values() for taken in group):
                 if log.run.info.status == "RUNNING":
                     log.finish("KILLED")
             raise
@@ -92,6 +99,8 @@ def _take(log: RunLog, lane: Lane, what: Work) -> Taken:
     plan = prepare(lane.config, lambda line: None, lane.cell)
     if plan.data.digest != lane.data_digest:
         raise DataError(f"{plan.data.name} has digest {plan.data.digest} here, but {lane.data_digest} for the driver")
+    if plan.tags["code_digest"] != lane.code_digest:
+        raise InputError("the code here is not the driver's: it was changed meanwhile; the same command goes on")
     recorder = Recorder(log, plan, what.probe, what.models)
     log.resume()
     try:

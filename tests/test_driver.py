@@ -19,11 +19,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 import harness
+from harness import launch as harness_launch
+from harness import worker
 from harness.cli import main
 from harness.components.inits import INITS, Init
+from harness.config import RunConfig, slug
 from harness.driver import Progress, StudyResult
 from harness.errors import InputError
+from harness.plan import prepare, prepare_all
 from harness.study import Study
+from harness.tracking import Store, store_uri
 
 # mlflow 3.17's own: a table mapped with a strategy that sqlalchemy is going to drop, a type hint in one of its classes
 pytestmark = [
@@ -323,7 +328,7 @@ def test_copies_of_the_base_are_trained_apart_and_agree_bit_for_bit(client: Mlfl
     assert copies.copies.startswith("12 runs, 3 distinct digests")
     assert copies.agree
     (report,) = reports(client, "copies")
-    assert report.data.tags["copies"] == copies.copies
+    assert report.data.tags["copies"] == slug(copies.copies)
     assert copies.copies in report.data.tags["mlflow.note.content"]
     assert len(set(digests_of(client, "copies").values())) == 3
 
@@ -593,3 +598,153 @@ def says(arguments: list[str]) -> int:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+# what one could not see coming
+
+
+def test_run_that_another_process_trains_is_left_to_it(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `harness train --resume` beside a study: whoever holds the run writes how it ends."""
+    monkeypatch.setattr(worker, "PATIENCE", 0.3)
+    study = ofat("held", (0,), {"epochs": 3})
+
+    def watch(now: Progress) -> None:
+        if now.epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch(study, watch=watch)
+    mine = cells(client, "held")["act=tanh-s0"]
+    with Store().open(mine.info.run_id).alone():
+        client.update_run(mine.info.run_id, status="RUNNING")
+        result = launch(study)
+        assert result.failed == {"act=tanh-s0": f"run {mine.info.run_id} is being trained by another process"}
+        assert cells(client, "held")["act=tanh-s0"].info.status == "RUNNING"
+    assert launch(study).failed == {}
+    assert "error" not in cells(client, "held")["act=tanh-s0"].data.tags
+
+
+def test_run_begun_with_other_code_is_not_resumed(client: MlflowClient, whole: StudyResult) -> None:
+    """Half a run by old code and half by new would stand under one digest."""
+    launch(ofat("older"))
+    run_id = cells(client, "older")["act=tanh-s0"].info.run_id
+    client.update_run(run_id, status="KILLED")
+    client.set_tag(run_id, "code_digest", "0" * 64)
+    with pytest.raises(InputError, match="other code"):
+        harness_launch.resume(run_id, say=lambda line: None)
+    assert client.get_run(run_id).info.status == "KILLED"
+
+
+def test_worker_with_other_code_trains_nothing(client: MlflowClient) -> None:
+    plan = prepare(RunConfig(**TINY), lambda line: None)
+    log = Store().create("other code", plan.cell.name, tags=plan.tags)
+    lane = worker.Lane(log.id, plan.cell, plan.config, plan.data.digest, "0" * 64)
+    assert "code here is not the driver's" in worker.work(worker.Work(Store().uri, (lane,)), lambda run_id, done: None)[log.id]
+    assert client.get_run(log.id).data.metrics == {}
+
+
+def test_worker_without_the_store_says_so_and_makes_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="shared disk"):
+        worker.work(worker.Work(f"sqlite:///{tmp_path}/mlflow.db", ()), lambda run_id, done: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_id_of_another_run_is_refused_before_anything_trains(client: MlflowClient, whole: StudyResult) -> None:
+    with pytest.raises(InputError, match="MLFLOW_RUN_ID"):
+        launch(ofat("launcher"), launcher=whole.report_run_id)
+    assert client.get_experiment_by_name("launcher") is None
+
+
+def test_experiment_that_was_deleted_is_named_with_the_way_to_restore_it(client: MlflowClient, whole: StudyResult) -> None:
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(InputError, match="deleted; restore it: mlflow experiments restore"):
+        launch(ofat("gone"))
+
+
+def test_run_deleted_in_the_middle_does_not_hide_an_interrupt(client: MlflowClient, whole: StudyResult) -> None:
+    study = ofat("deleted", (0, 1), {"epochs": 3})
+
+    def watch(now: Progress) -> None:
+        if now.epoch == 3:
+            client.delete_run(cells(client, "deleted")["act=relu-s1"].info.run_id)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch(study, watch=watch)
+    assert {run.info.status for run in cells(client, "deleted").values()} == {"KILLED"}
+    assert [run.info.status for run in reports(client, "deleted")] == ["KILLED"]
+
+
+def test_a_level_that_left_the_study_is_not_compared_with_its_copies(client: MlflowClient, whole: StudyResult) -> None:
+    wide = ofat("left", (0,), act=["tanh", "relu"], norm=["none", "layernorm"])
+    assert launch(wide).copies.startswith("2 runs, 1 distinct")
+    dropped = cells(client, "left")["norm=none-s0"]
+    client.set_tag(dropped.info.run_id, "state_digest", "0" * 64)
+    narrow = launch(ofat("left", (0,), act=["tanh", "relu"], norm=["layernorm"]))
+    assert (narrow.copies, narrow.agree, narrow.trained) == ("", True, 0)
+
+
+def test_one_store_has_one_name_however_it_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two names would be two locks, and two drivers that do not see each other."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    found = set()
+    for where, path in (("a", "mlflow.db"), ("a/b", "../mlflow.db"), ("link", "mlflow.db")):
+        monkeypatch.chdir(tmp_path / where)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+        found.add(store_uri())
+    assert found == {f"sqlite:///{tmp_path.resolve()}/a/mlflow.db"}
+
+
+def test_plans_of_a_study_share_their_data() -> None:
+    """A dataset of its own for each of a hundred plans would be a hundred times 200 MB."""
+    study = Study(
+        name="x", question="q", design="factorial", seeds=[0], base=TINY,
+        factors={"normalize": ["unit", "standard"], "act": ["tanh", "relu"]},
+    )  # fmt: skip
+    plans = prepare_all(study.cells, lambda line: None)
+    assert len({id(plan.data) for plan in plans}) == 2
+
+
+def test_grouped_summary_counts_seeds_and_averages_conditions_within_them(client: MlflowClient, whole: StudyResult) -> None:
+    """Two inits of one seed are no two samples: they share their batches, and n is what an interval rests on."""
+    study = Study(
+        name="grouped", question="q", design="factorial", seeds=[0, 1], base=TINY,
+        factors={"init": ["normal", "kaiming"], "norm": ["none", "layernorm"]},
+    )  # fmt: skip
+    launch(study)
+    runs, by = harness.runs("grouped"), harness.summary("grouped", by="norm").set_index("norm")
+    for norm in ("none", "layernorm"):
+        seeds = runs[runs.norm == norm].groupby("seed")["final/test_loss"].mean()
+        row = by.loc[norm]
+        assert (row.n, row.conditions) == (2, 2)
+        assert row.test_loss_mean == pytest.approx(seeds.mean(), rel=1e-12)
+        assert row.test_loss_std == pytest.approx(seeds.std(), rel=1e-12)
+        assert row.test_loss_high - row.test_loss_mean == pytest.approx(12.706204736 * seeds.std() / 2**0.5, rel=1e-6)
+    with pytest.raises(InputError, match="by='seed'"):
+        harness.summary("grouped", by="seed")
+
+
+def test_study_that_was_not_launched_like_this_is_not_read_as_if_it_were(whole: StudyResult) -> None:
+    assert len(harness.runs(whole.study)) == len(whole.study.cells)
+    with pytest.raises(InputError, match="last launched with other"):
+        harness.runs(whole.study.override(seeds=[7]))
+
+
+@pytest.mark.slow
+def test_script_that_forgets_its_guard_ends_with_a_line_that_says_so(tmp_path: Path) -> None:
+    """Workers import the script, which would launch the study again and wait for the parent that waits for them."""
+    script = (
+        "import harness\n"
+        "study = harness.Study(name='x', question='q', design='factorial', seeds=[0, 1], "
+        f"base={TINY!r}, factors={{'norm': ['none', 'rmsnorm']}})\n"
+        "harness.run_study(study, workers=2)\n"
+    )
+    (tmp_path / "script.py").write_text(script, encoding="utf-8")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert 'if __name__ == "__main__":' in done.stderr.strip().splitlines()[-1]
+    states = {run.info.status for run in MlflowClient(env["MLFLOW_TRACKING_URI"]).search_runs(["1"])}
+    assert not states & {"RUNNING", "SCHEDULED"}

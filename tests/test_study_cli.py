@@ -345,7 +345,8 @@ def test_the_end_is_a_table_of_variants_and_the_link_to_their_chart(story: Simpl
     assert {"loss std", "accuracy mean", "accuracy std", "accuracy min", "accuracy max"} <= set(rows["plain"])
     assert f"mlflow ui --backend-store-uri sqlite:///{story.folder}/mlflow.db\n" in out
     experiment = story.begun["plain-s0"].info.experiment_id
-    link = out.splitlines()[-1].strip()
+    link, hint = (line.strip() for line in out.splitlines()[-2:])
+    assert "Group by: variant" in hint
     assert link.startswith(f"http://127.0.0.1:5000/#/experiments/{experiment}/runs?")
     assert "compareRunsMode=CHART" in link
     assert "tags.study%3D%27tiny%27" in link

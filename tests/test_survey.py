@@ -80,7 +80,8 @@ def test_run_whose_process_is_gone_has_failed_and_is_gone_on_with() -> None:
 @pytest.mark.parametrize(
     ("status", "state", "reason", "more"),
     [
-        ("KILLED", "failed", "killed", {}),
+        ("KILLED", "failed", "killed", {"attempt": "1"}),
+        ("KILLED", "missing", "never begun", {}),
         ("FAILED", "failed", "valueerror no such thing", {"error": "valueerror no such thing"}),
         ("FAILED", "failed", "no reason recorded", {}),
         ("SCHEDULED", "missing", "scheduled", {}),
@@ -172,7 +173,7 @@ def test_finished_run_comes_before_any_other(status: str, newest: bool) -> None:
 
 
 def test_of_several_unfinished_runs_the_newest_is_gone_on_with() -> None:
-    runs = [run(CELL, "KILLED", "newest"), run(CELL, "FAILED", "older"), run(CELL, "SCHEDULED", "oldest")]
+    runs = [run(CELL, "KILLED", "newest", attempt="1"), run(CELL, "FAILED", "older"), run(CELL, "SCHEDULED", "oldest")]
     assert standing(runs).run.info.run_id == "newest"
 
 
@@ -184,7 +185,7 @@ def test_run_that_a_live_process_holds_is_not_passed_over_for_a_newer_one() -> N
 
 
 def test_unfinished_run_of_this_config_comes_before_a_finished_one_of_another() -> None:
-    runs = [run(CELL, "FINISHED", "other", code_digest="e" * 64), run(CELL, "KILLED", "mine")]
+    runs = [run(CELL, "FINISHED", "other", code_digest="e" * 64), run(CELL, "KILLED", "mine", attempt="1")]
     for given_ in (runs, runs[::-1]):
         found = standing(given_)
         assert (found.state, found.run.info.run_id) == ("failed", "mine")
@@ -264,6 +265,7 @@ def test_states_are_read_from_a_store_as_they_were_written(tmp_path: Path) -> No
     diverged.tags({"diverged": "epoch 2"})
     diverged.finish("FINISHED")
     killed, failed = begun(2), begun(3)
+    killed.tags({"attempt": 1})
     killed.finish("KILLED")
     failed.tags({"error": "oserror disk full"})
     failed.finish("FAILED")
