@@ -106,14 +106,7 @@ def _check(client: Client, scheduler: str, configs: Sequence[RunConfig]) -> None
 @contextmanager
 def _local(workers: int) -> Iterator[Client]:
     """Worker processes of this machine, one thread each; they die with this process."""
-    quiet: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
-    try:
-        started = LocalCluster(workers, threads_per_worker=1, memory_limit=0, **quiet)
-    except RuntimeError as error:
-        hint = 'a script must call run_study under if __name__ == "__main__": or with workers=0'
-        raise EngineError(f"worker processes do not start: {_line(error)}; {hint}") from None
-    with started as cluster, Client(cluster) as client:
-        client.register_plugin(Deaf())
+    with _started(workers) as cluster, Client(cluster) as client:
         try:
             yield client
         except BaseException:
@@ -123,6 +116,18 @@ def _local(workers: int) -> Iterator[Client]:
                 with suppress(OSError, TypeError):
                     os.kill(nanny.pid, signal.SIGKILL)
             raise
+
+
+def _started(workers: int) -> LocalCluster:
+    """A cluster of this machine. It does not start where a worker dies at birth: then once more."""
+    quiet: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL, "plugins": (Deaf(),)}
+    for _ in range(2):
+        try:
+            return LocalCluster(workers, threads_per_worker=1, memory_limit=0, **quiet)
+        except RuntimeError as error:
+            why = _line(error)
+    hint = 'a script must call run_study under if __name__ == "__main__": or with workers=0'
+    raise EngineError(f"worker processes do not start: {why}; {hint}")
 
 
 class Deaf(WorkerPlugin):
