@@ -61,7 +61,8 @@ def opened(workers: int | None, scheduler: str | None, configs: Sequence[RunConf
 
     Raises InputError when a scheduler does not answer, or its workers would not train what this process would.
     """
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what happens to a run, the run tells
+    for name in ("distributed", "asyncio"):  # they tell of every connection that breaks; what happens to a run, the run tells
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if scheduler is None:
         yield Engine(CPU_COUNT if workers is None else workers)
         return
@@ -111,7 +112,6 @@ def _local(workers: int) -> Iterator[Client]:
             yield client
         except BaseException:
             # checkpoints are whole at any moment, and a busy worker would take four seconds to say goodbye
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would tell of every connection that breaks
             for nanny in cluster.workers.values():
                 with suppress(OSError, TypeError):
                     os.kill(nanny.pid, signal.SIGKILL)
