@@ -286,7 +286,12 @@ class RunLog:
         profile = json.dumps({"samples": samples, "sha256": digest})
         entity = Dataset(f"{name}-{context}", digest[:36], "harness", source, profile=profile)
         inputs = [DatasetInput(entity, [InputTag("mlflow.data.context", context)])]
-        self.store.client.log_inputs(self.id, datasets=inputs)
+        for left in (2, 1, 0):
+            try:
+                return self.store.client.log_inputs(self.id, datasets=inputs)
+            except MlflowException:  # another worker made the same dataset at the same moment: the next time it is found
+                if not left:
+                    raise
 
     def file(self, artifact: str, write: Callable[[Path], object]) -> None:
         """Let `write(path)` make an artifact: in its place where artifacts are local, else beside and then uploaded."""

@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from harness.driver import Progress, StudyResult
 from harness.errors import InputError
 from harness.plan import prepare, prepare_all
 from harness.study import Study
-from harness.tracking import Store, store_uri
+from harness.tracking import RunLog, Store, store_uri
 
 # mlflow 3.17's own: a table mapped with a strategy that sqlalchemy is going to drop, a type hint in one of its classes
 pytestmark = [
@@ -748,3 +750,19 @@ def test_script_that_forgets_its_guard_ends_with_a_line_that_says_so(tmp_path: P
     assert 'if __name__ == "__main__":' in done.stderr.strip().splitlines()[-1]
     states = {run.info.status for run in MlflowClient(env["MLFLOW_TRACKING_URI"]).search_runs(["1"])}
     assert not states & {"RUNNING", "SCHEDULED"}
+
+
+def test_workers_that_log_the_same_new_dataset_at_once_all_do(client: MlflowClient, whole: StudyResult) -> None:
+    """MLflow looks for a dataset and then makes it; two at once, and one of them breaks on the other's row."""
+    logs = [Store().create("datasets", f"r{k}") for k in range(4)]
+    together = threading.Barrier(len(logs))
+
+    def log(mine: RunLog) -> None:
+        for k in range(12):
+            together.wait(60)
+            mine.dataset(f"d{k}", "training", "0" * 64, 1, {})
+
+    with ThreadPoolExecutor(len(logs)) as pool:
+        list(pool.map(log, logs))
+    for mine in logs:
+        assert len(client.get_run(mine.id).inputs.dataset_inputs) == 12

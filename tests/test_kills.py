@@ -248,7 +248,8 @@ def interrupted(place: Place, whole: Content, drivers: list[Driver], send: Calla
     assert not {"RUNNING", "SCHEDULED"} & set(states), states
     killed = [run for run in place.runs() if run.info.status == "KILLED" and "cell" in run.data.tags]
     assert killed
-    assert re.search(rf"^killed +{len(killed)} cells are left, .* the same command goes on from there$", out, re.MULTILINE)
+    told = f"{len(killed)} cells are left; the same command goes on from there, and from their checkpoints"
+    assert re.search(rf"^killed +{told}$", out, re.MULTILINE)
     for run in killed:
         kept = Path(str(run.info.artifact_uri).removeprefix("file://")) / "checkpoints" / "last.safetensors"
         steps = {m.step for m in place.client.get_metric_history(run.info.run_id, "test/loss")}
