@@ -18,6 +18,8 @@ from harness.components.layers import Site
 # 32 floats (two vectors of the widest unit, AVX-512), each lane has its tail, or none, where it has it alone.
 ALIGN = 32
 CACHE_LINE = 16  # floats
+# Matrix products with rows shorter than a cache line take up to four times as long: those matrices lie as (out, in).
+NARROW = CACHE_LINE
 
 
 def padded(size: int, to: int = ALIGN) -> int:
@@ -51,7 +53,7 @@ class Layout:
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Each tensor of every lane as a view of the rows (lanes, size): (lanes, in, out), or (lanes, 1, features)."""
         return {
-            name: flat[:, start : start + math.prod(shape)].unflatten(1, shape if len(shape) > 1 else (1, *shape))
+            name: _matrix(flat[:, start : start + math.prod(shape)], *(shape if len(shape) > 1 else (1, *shape)))
             for name, (start, shape) in self.places.items()
         }
 
@@ -66,6 +68,11 @@ class Layout:
             name: view[0].T if len(self.places[name][1]) > 1 else view[0, 0] for name, view in self.views(row[None]).items()
         }
         return {name: view.to("cpu", copy=True).contiguous() for name, view in views.items()}
+
+
+def _matrix(flat: Tensor, rows: int, columns: int) -> Tensor:
+    """(lanes, rows * columns) seen as (lanes, rows, columns)."""
+    return flat.unflatten(1, (columns, rows)).mT if rows > 1 and columns < NARROW else flat.unflatten(1, (rows, columns))
 
 
 @dataclass

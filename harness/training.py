@@ -14,12 +14,13 @@ from torch import Tensor
 
 from harness import health
 from harness.architecture import Architecture, State, initial_state
-from harness.components.layers import Dropout, cross_entropy
+from harness.components.layers import Dropout, logit_gradient
 from harness.components.optimizers import OPTIMIZERS, Row
 from harness.config import RunConfig
 from harness.data import Data
 from harness.errors import InputError, refusal
-from harness.network import Layout, Network, lane_buffer
+from harness.minibatches import Minibatches, score
+from harness.network import Layout, Network
 from harness.results import EpochRecord, has_diverged
 from harness.seeding import stream
 
@@ -45,15 +46,6 @@ def exact_arithmetic() -> Iterator[None]:
 
 
 @dataclass
-class Batch:
-    """The buffers of one minibatch of all lanes."""
-
-    inputs: Tensor  # (lanes, batch, features)
-    labels: Tensor  # (lanes, batch)
-    dlogits: Tensor  # (lanes, batch, classes)
-
-
-@dataclass
 class Stack:
     """K runs of one shape: their network, optimizer state and shares of the data. One lane alone is K = 1."""
 
@@ -69,7 +61,6 @@ class Stack:
     start: dict[int, Mapping[str, float]] = field(default_factory=dict)  # of each lane: its curves at epoch 0
     diverged: set[int] = field(default_factory=set)
     lanes: list[Network] = field(default_factory=list)  # each lane as a network of its own
-    _batches: dict[int, Batch] = field(default_factory=dict)
 
     @classmethod
     def of(cls, arch: Architecture, configs: Sequence[RunConfig], data: Data) -> Stack:
@@ -91,27 +82,14 @@ class Stack:
         parts = [subsets(config, len(data.train)) for config in configs]
         return cls(arch, configs, data, network, rows, steps, [p[0] for p in parts], [p[1] for p in parts], lanes=lanes)
 
-    def batches(self) -> Iterator[Batch]:
-        """The minibatches of this epoch, each lane in its own order; the last one may be shorter."""
+    def batches(self) -> Minibatches:
+        """The minibatches of this epoch."""
         config = self.configs[0]
         orders = [
             stream(c.seed, "shuffle", self.epoch).permutation(rows) for c, rows in zip(self.configs, self.train, strict=True)
         ]
-        order = torch.from_numpy(np.stack(orders)).to(config.device)
-        for part in order.split(config.batch_size, 1)[: config.max_batches or None]:
-            index, batch = part.reshape(-1), self.batch(part.shape[1])
-            torch.index_select(self.data.train.images, 0, index, out=batch.inputs.view(len(index), -1))
-            torch.index_select(self.data.train.labels, 0, index, out=batch.labels.view(-1))
-            yield batch
-
-    def batch(self, size: int) -> Batch:
-        """The buffers for minibatches of this size, allocated at the first call."""
-        if size not in self._batches:
-            lanes, images, labels = len(self.configs), self.data.train.images, self.data.train.labels
-            inputs = images.new_empty(lanes, size, self.arch.input_size)
-            dlogits = lane_buffer(lanes, (size, self.arch.num_classes), self.network.weights)
-            self._batches[size] = Batch(inputs, labels.new_empty(lanes, size), dlogits)
-        return self._batches[size]
+        order = torch.from_numpy(np.stack(orders))[:, : config.max_batches * config.batch_size or None]
+        return Minibatches(self.data.train, order.to(config.device), config.batch_size, self.arch.num_classes)
 
     def reseed_dropout(self) -> None:
         """Give each dropout layer the streams of this epoch."""
@@ -193,18 +171,15 @@ def train(stack: Stack, probe: bool = True) -> Iterator[EpochRecord]:
     while stack.epoch < config.epochs and len(stack.diverged) < lanes:
         stack.epoch += 1
         stack.reseed_dropout()
-        loss, correct = torch.zeros(2, lanes, dtype=torch.float64, device=config.device)
-        samples, start = 0, time.perf_counter()
-        for batch in stack.batches():
+        batches, start = stack.batches(), time.perf_counter()
+        for batch in batches:
             logits = network.forward(batch.inputs, training=True)
-            loss += cross_entropy(logits, batch.labels, batch.dlogits).sum(1)
-            correct += logits.argmax(-1).eq_(batch.labels).sum(1)
-            network.backward(batch.dlogits)
+            torch.log_softmax(logits, -1, out=batch.log_p)
+            network.backward(logit_gradient(batch.d_log_p, batch.log_p, batch.dlogits))
             stack.steps += 1
             for row in stack.rows:
                 optimizer.step(row)
-            samples += batch.labels.shape[1]
-        means = torch.stack((loss, correct), 1).div_(samples).tolist()
+        means = [batches.curves(lane) for lane in range(lanes)]
         seconds = (time.perf_counter() - start) / lanes
         for lane in sorted(set(range(lanes)) - stack.diverged):
             trained = dict(zip(("train/loss", "train/accuracy"), means[lane], strict=True))
@@ -241,10 +216,8 @@ def evaluate(stack: Stack, lane: int, part: str) -> dict[str, float]:
     rows = {"train": stack.train[lane], "val": stack.held_out[lane], "test": np.arange(len(data.test))}[part]
     rows = rows[: config.max_batches * config.batch_size or None]
     split = data.test if part == "test" else data.train
-    loss, correct = torch.zeros(2, dtype=torch.float64, device=config.device)
+    log_p, labels = [], []
     for index in torch.from_numpy(rows).to(config.device).split(EVALUATION_BATCH):
-        labels = split.labels[index][None]
-        logits = network.forward(split.images[index][None], training=False)
-        loss += cross_entropy(logits, labels).double().sum()
-        correct += logits.argmax(-1).eq_(labels).sum()
-    return {f"{part}/loss": loss.item() / len(rows), f"{part}/accuracy": correct.item() / len(rows)}
+        labels.append(split.labels[index])
+        log_p.append(torch.log_softmax(network.forward(split.images[index][None], training=False)[0], -1))
+    return dict(zip((f"{part}/loss", f"{part}/accuracy"), score(torch.cat(log_p), torch.cat(labels)), strict=True))

@@ -28,7 +28,7 @@ ROWS = (
         "components.optimizers",
         "data",
     ),
-    ("architecture", "network", "health", "training", "checkpoint", "record", "plots", "tracking", "frames"),
+    ("architecture", "network", "minibatches", "health", "training", "checkpoint", "record", "plots", "tracking", "frames"),
     ("plan", "recorder", "launch", "worker", "engine", "stacks", "driver"),
     (),
     ("cli", "__main__"),
@@ -127,7 +127,7 @@ def test_values_of_the_lowest_row_need_no_heavy_library(library: str) -> None:
 
 
 def test_training_knows_no_store() -> None:
-    for name in (*ROWS[1], "architecture", "network", "health", "training"):
+    for name in (*ROWS[1], "architecture", "network", "minibatches", "health", "training"):
         assert not imports(name) & {"tracking", "record", "plots", "launch"}, name
 
 

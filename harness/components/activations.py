@@ -1,7 +1,7 @@
-"""Activations: a row is a name, torch's module and its paper; the slope is there for speed and for the health probe.
+"""Activations: a row is a name, torch's module and its paper, and for speed the kernels that write into a buffer.
 
-`value(z, out)` writes f(z); `slope(z, h, out)` writes f'(z), given h = f(z). A row without them computes f by its module
-and f' by autograd of that one function, which is slower and as right.
+`value(z, out)` writes f(z); `gradient(dh, z, h, out)` writes dh f'(z), given h = f(z). A row without them computes f by its
+module and the gradient by autograd of that one function, which is slower and as right.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Activation:
-    """h = f(z), elementwise. Buffers: z, h and the slope are (lanes, batch, features)."""
+    """h = f(z), elementwise. Buffers: z, h and dz are (lanes, batch, features)."""
 
     module: Callable[[], nn.Module]
     value: Callable[[Tensor, Tensor], Tensor] | None = None
-    slope: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    gradient: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
 
     def parameters(self, features: int) -> Shapes:
         return {}
@@ -33,7 +33,7 @@ class Activation:
         return {}
 
     def scratch(self, batch: int, features: int) -> Shapes:
-        return {"h": (batch, features), "s": (batch, features)}
+        return {"h": (batch, features), "dz": (batch, features)}
 
     def forward(self, at: Site, z: Tensor, training: bool) -> Tensor:
         at.z = z
@@ -43,26 +43,20 @@ class Activation:
             lane_h.copy_(self.module()(lane_z))
         return at.h
 
+    def backward(self, at: Site, dh: Tensor) -> Tensor:
+        """dz = dh f'(z) of the last forward."""
+        if self.gradient is not None:
+            return self.gradient(dh, at.z, at.h, at.dz)
+        with torch.enable_grad():
+            for lane_dh, lane_z, lane_dz in zip(dh, at.z, at.dz, strict=True):
+                z = lane_z.detach().requires_grad_()
+                (gradient,) = torch.autograd.grad(self.module()(z), z, lane_dh)
+                lane_dz.copy_(gradient)
+        return at.dz
+
     def derivative(self, at: Site) -> Tensor:
         """f'(z) of the last forward, (lanes, batch, features), in a buffer of the site."""
-        if self.slope is not None:
-            return self.slope(at.z, at.h, at.s)
-        with torch.enable_grad():
-            for lane_z, lane_s in zip(at.z, at.s, strict=True):
-                z = lane_z.detach().requires_grad_()
-                (gradient,) = torch.autograd.grad(self.module()(z).sum(), z)
-                lane_s.copy_(gradient)
-        return at.s
-
-    def backward(self, at: Site, dh: Tensor) -> Tensor:
-        """dz = dh f'(z)."""
-        return self.derivative(at).mul_(dh)
-
-
-def _silu_slope(z: Tensor, h: Tensor, out: Tensor) -> Tensor:
-    """s + h (1 - s), with s the logistic function of z."""
-    torch.sigmoid(z, out=out)
-    return out.add_(h * (1 - out))
+        return self.backward(at, torch.ones_like(at.z))
 
 
 def _gelu(z: Tensor, out: Tensor) -> Tensor:
@@ -70,68 +64,72 @@ def _gelu(z: Tensor, out: Tensor) -> Tensor:
     return torch.mul(z, 1 / math.sqrt(2), out=out).erf_().add_(1).mul_(0.5).mul_(z)
 
 
-def _gelu_slope(z: Tensor, h: Tensor, out: Tensor) -> Tensor:
-    """Phi(z) + z phi(z), with Phi and phi the normal distribution and its density."""
+def _gelu_gradient(dh: Tensor, z: Tensor, h: Tensor, out: Tensor) -> Tensor:
+    """dh (Phi(z) + z phi(z)), with Phi and phi the normal distribution and its density."""
     torch.mul(z, z, out=out).mul_(-0.5).exp_()
     slope_of_phi = out * z * (1 / math.sqrt(2 * math.pi))
-    return torch.mul(z, 1 / math.sqrt(2), out=out).erf_().add_(1).mul_(0.5).add_(slope_of_phi)
+    return torch.mul(z, 1 / math.sqrt(2), out=out).erf_().add_(1).mul_(0.5).add_(slope_of_phi).mul_(dh)
 
 
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805  # the paper's eq. 14
 
 ACTIVATIONS: Mapping[str, Activation] = {
-    # LeCun et al. 1998, Efficient BackProp, section 4.4; tanh' = 1 - tanh^2
+    # LeCun et al. 1998, Efficient BackProp, section 4.4
     "tanh": Activation(
         nn.Tanh,
         lambda z, out: torch.tanh(z, out=out),
-        lambda z, h, out: torch.mul(h, h, out=out).neg_().add_(1),
+        lambda dh, z, h, out: aten.tanh_backward.grad_input(dh, h, grad_input=out),
     ),
     # Nair & Hinton 2010, ICML
     "relu": Activation(
         nn.ReLU,
         lambda z, out: torch.clamp_min(z, 0, out=out),
-        lambda z, h, out: torch.gt(z, 0, out=out),
+        lambda dh, z, h, out: aten.threshold_backward.grad_input(dh, z, 0, grad_input=out),
     ),
     # Maas et al. 2013, ICML workshop; slope 0.01 below zero
     "leaky_relu": Activation(
         nn.LeakyReLU,
         lambda z, out: aten.leaky_relu.out(z, 0.01, out=out),
-        lambda z, h, out: torch.gt(z, 0, out=out).mul_(0.99).add_(0.01),
+        lambda dh, z, h, out: aten.leaky_relu_backward.grad_input(dh, z, 0.01, False, grad_input=out),
     ),
     # Elfwing et al. 2017, arXiv:1702.03118
-    "silu": Activation(nn.SiLU, lambda z, out: aten.silu.out(z, out=out), _silu_slope),
+    "silu": Activation(
+        nn.SiLU,
+        lambda z, out: aten.silu.out(z, out=out),
+        lambda dh, z, h, out: aten.silu_backward.grad_input(dh, z, grad_input=out),
+    ),
     # Hendrycks & Gimpel 2016, arXiv:1606.08415; z Phi(z), the exact form
-    "gelu": Activation(nn.GELU, _gelu, _gelu_slope),
-    # Clevert et al. 2015, arXiv:1511.07289; h + 1 = exp(z) below zero
+    "gelu": Activation(nn.GELU, _gelu, _gelu_gradient),
+    # Clevert et al. 2015, arXiv:1511.07289
     "elu": Activation(
         nn.ELU,
         lambda z, out: aten.elu.out(z, out=out),
-        lambda z, h, out: torch.clamp_max(h, 0, out=out).add_(1),
+        lambda dh, z, h, out: aten.elu_backward.grad_input(dh, 1, 1, 1, True, h, grad_input=out),
     ),
-    # Klambauer et al. 2017, arXiv:1706.02515; below zero h + scale alpha = scale alpha exp(z)
+    # Klambauer et al. 2017, arXiv:1706.02515
     "selu": Activation(
         nn.SELU,
         lambda z, out: aten.elu.out(z, SELU_ALPHA, SELU_SCALE, out=out),
-        lambda z, h, out: torch.add(h, SELU_SCALE * SELU_ALPHA, out=out).masked_fill_(z > 0, SELU_SCALE),
+        lambda dh, z, h, out: aten.elu_backward.grad_input(dh, SELU_ALPHA, SELU_SCALE, 1, True, h, grad_input=out),
     ),
-    # the logistic function; s' = s (1 - s)
+    # the logistic function
     "sigmoid": Activation(
         nn.Sigmoid,
         lambda z, out: torch.sigmoid(z, out=out),
-        lambda z, h, out: torch.mul(h, h, out=out).neg_().add_(h),
+        lambda dh, z, h, out: aten.sigmoid_backward.grad_input(dh, h, grad_input=out),
     ),
-    # Dugas et al. 2001, NeurIPS; its slope is the logistic function
+    # Dugas et al. 2001, NeurIPS
     "softplus": Activation(
         nn.Softplus,
         lambda z, out: aten.softplus.out(z, out=out),
-        lambda z, h, out: torch.sigmoid(z, out=out),
+        lambda dh, z, h, out: aten.softplus_backward.grad_input(dh, z, 1, 20, grad_input=out),
     ),
     # Collobert 2004, thesis: z cut to [-1, 1]
     "hardtanh": Activation(
         nn.Hardtanh,
         lambda z, out: torch.clamp(z, -1, 1, out=out),
-        lambda z, h, out: torch.lt(z.abs(), 1, out=out),
+        lambda dh, z, h, out: aten.hardtanh_backward.grad_input(dh, z, -1, 1, grad_input=out),
     ),
     # no activation: the network is linear
-    "identity": Activation(nn.Identity, lambda z, out: out.copy_(z), lambda z, h, out: out.fill_(1)),
+    "identity": Activation(nn.Identity, lambda z, out: out.copy_(z), lambda dh, z, h, out: out.copy_(dh)),
 }

@@ -14,8 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+aten = torch.ops.aten
+
 Shapes = dict[str, tuple[int, ...]]
-Site = SimpleNamespace  # the tensors of one layer for one batch size, by name
+
+
+class Site(SimpleNamespace):
+    """The tensors of one layer for one batch size, by name."""
+
+    def vectors(self, *names: str) -> list[list[Tensor]]:
+        """Of each lane the named tensors, (lanes, 1, features), as vectors (features,): for kernels that know no lanes."""
+        known = self.__dict__.setdefault("_vectors", {})  # made once: cutting a tensor costs as much as a small kernel
+        if names not in known:
+            known[names] = [list(lane) for lane in zip(*(getattr(self, name).squeeze(1) for name in names), strict=True)]
+        return known[names]
 
 
 class Layer(Protocol):
@@ -122,8 +134,21 @@ def cross_entropy(logits: Tensor, labels: Tensor, gradient: Tensor | None = None
 
     `gradient`, where given, gets that of the batch's mean loss: (softmax(logits) - onehot(labels)) / batch.
     """
-    log_p, index = torch.log_softmax(logits, -1), labels.unsqueeze(-1)
+    log_p = torch.log_softmax(logits, -1)
     if gradient is not None:
-        torch.exp(log_p, out=gradient)
-        gradient.scatter_add_(-1, index, gradient.new_full((), -1).expand_as(index)).mul_(1 / labels.shape[1])
-    return log_p.gather(-1, index).squeeze(-1).neg_()
+        logit_gradient(label_gradient(labels, log_p), log_p, gradient)
+    return log_p.gather(-1, labels.unsqueeze(-1)).squeeze(-1).neg_()
+
+
+def label_gradient(labels: Tensor, log_p: Tensor) -> Tensor:
+    """The gradient of a batch's mean loss with respect to log-probabilities: -1 / batch at the label (..., batch), else 0."""
+    share = log_p.new_full((), -1 / labels.shape[-1]).expand(*labels.shape, 1)
+    return torch.zeros_like(log_p).scatter_(-1, labels.unsqueeze(-1), share)
+
+
+def logit_gradient(d_log_p: Tensor, log_p: Tensor, out: Tensor) -> Tensor:
+    """Back through log_softmax: d_log_p - softmax sum(d_log_p)."""
+    if out.is_contiguous():
+        return aten._log_softmax_backward_data.out(d_log_p, log_p, -1, log_p.dtype, out=out)
+    # torch 2.13 takes no notice of the strides of `out` and leaves it wrong
+    return out.copy_(aten._log_softmax_backward_data(d_log_p, log_p, -1, log_p.dtype))

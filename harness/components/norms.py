@@ -153,18 +153,22 @@ class BatchNorm(BatchNormScratch):
 
     def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
         at.x, at.training = x, training
-        for k in range(len(x)):
+        lanes = at.vectors("weight", "bias", "running_mean", "running_var", "mean", "inv")
+        for x_k, y, (weight, bias, running_mean, running_var, mean, inv) in zip(x, at.y, lanes, strict=True):
             aten.native_batch_norm.out(
-                x[k], at.weight[k, 0], at.bias[k, 0], at.running_mean[k, 0], at.running_var[k, 0],
-                training, self.momentum, self.eps, out=at.y[k], save_mean=at.mean[k, 0], save_invstd=at.inv[k, 0],
+                x_k, weight, bias, running_mean, running_var, training, self.momentum, self.eps,
+                out=y, save_mean=mean, save_invstd=inv,
             )  # fmt: skip
         return at.y
 
     def backward(self, at: Site, dy: Tensor) -> Tensor:
-        for k in range(len(dy)):
+        lanes = at.vectors("weight", "running_mean", "running_var", "mean", "inv", "d_weight", "d_bias")
+        for dy_k, x, dx, (weight, running_mean, running_var, mean, inv, d_weight, d_bias) in zip(
+            dy, at.x, at.dx, lanes, strict=True
+        ):
             aten.native_batch_norm_backward.out(
-                dy[k], at.x[k], at.weight[k, 0], at.running_mean[k, 0], at.running_var[k, 0], at.mean[k, 0], at.inv[k, 0],
-                at.training, self.eps, [True, True, True], out0=at.dx[k], out1=at.d_weight[k, 0], out2=at.d_bias[k, 0],
+                dy_k, x, weight, running_mean, running_var, mean, inv, at.training, self.eps, [True, True, True],
+                out0=dx, out1=d_weight, out2=d_bias,
             )  # fmt: skip
         return at.dx
 
@@ -181,18 +185,18 @@ class LayerNorm(LayerNormScratch):
 
     def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
         at.x = x
-        for k in range(len(x)):
-            aten.native_layer_norm.out(
-                x[k], [x.shape[2]], at.weight[k, 0], at.bias[k, 0], self.eps, out0=at.y[k], out1=at.mean[k], out2=at.inv[k]
-            )
+        for x_k, y, mean, inv, (weight, bias) in zip(x, at.y, at.mean, at.inv, at.vectors("weight", "bias"), strict=True):
+            aten.native_layer_norm.out(x_k, [x.shape[2]], weight, bias, self.eps, out0=y, out1=mean, out2=inv)
         return at.y
 
     def backward(self, at: Site, dy: Tensor) -> Tensor:
-        for k in range(len(dy)):
+        lanes = at.vectors("weight", "bias", "d_weight", "d_bias")
+        for dy_k, x, mean, inv, dx, (weight, bias, d_weight, d_bias) in zip(
+            dy, at.x, at.mean, at.inv, at.dx, lanes, strict=True
+        ):
             aten.native_layer_norm_backward.out(
-                dy[k], at.x[k], [dy.shape[2]], at.mean[k], at.inv[k], at.weight[k, 0], at.bias[k, 0], [True, True, True],
-                out0=at.dx[k], out1=at.d_weight[k, 0], out2=at.d_bias[k, 0],
-            )  # fmt: skip
+                dy_k, x, [dy.shape[2]], mean, inv, weight, bias, [True, True, True], out0=dx, out1=d_weight, out2=d_bias
+            )
         return at.dx
 
 

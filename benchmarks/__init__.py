@@ -1,0 +1,1 @@
+"""How fast the harness is, beside the ways people train such networks and beside the least that the arithmetic takes."""

@@ -1,0 +1,61 @@
+"""The minibatches of one epoch: each lane's in its own order, and what the network said to every sample of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from harness.components.layers import label_gradient
+from harness.data import Split
+from harness.network import lane_buffer
+
+
+class Batch(NamedTuple):
+    """One minibatch of all lanes: buffers, used again for the next, but for `log_p`, which is kept."""
+
+    inputs: Tensor  # (lanes, batch, features)
+    labels: Tensor  # (lanes, batch)
+    d_log_p: Tensor  # (lanes, batch, classes): of the batch's mean loss, with respect to log_p
+    log_p: Tensor  # (lanes, batch, classes): the log-probabilities, for the loop to write
+    dlogits: Tensor  # (lanes, batch, classes): the loss's gradient, for the loop to write
+
+
+class Minibatches:
+    """To be walked through once; then `curves` tells what training saw.
+
+    Labels, their gradients and log-probabilities are tensors of the whole epoch: a step then makes no other call for its
+    loss than those that it learns from, where summing it up at each step took a tenth of the time.
+    """
+
+    def __init__(self, split: Split, order: Tensor, batch_size: int, classes: int) -> None:
+        """`order` (lanes, samples) has each lane's rows of the split; the last batch may be shorter."""
+        whole = order.shape[1] - order.shape[1] % batch_size
+        cuts = (order[:, :whole].unflatten(1, (-1, batch_size)), order[:, None, whole:])
+        self.split, self.classes = split, classes
+        self.rows = [cut.transpose(0, 1).contiguous() for cut in cuts if cut.numel()]  # (steps, lanes, batch)
+        self.labels = [split.labels[rows] for rows in self.rows]
+        self.log_p = [split.images.new_empty(*rows.shape, classes) for rows in self.rows]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for rows, labels, log_p in zip(self.rows, self.labels, self.log_p, strict=True):
+            _, lanes, batch = rows.shape
+            inputs = log_p.new_empty(lanes, batch, self.split.images.shape[1])
+            dlogits = lane_buffer(lanes, (batch, self.classes), log_p)
+            flat, d_log_p = inputs.view(lanes * batch, -1), label_gradient(labels, log_p)
+            for index, its_labels, its_d_log_p, its_log_p in zip(rows.flatten(1), labels, d_log_p, log_p, strict=True):
+                torch.index_select(self.split.images, 0, index, out=flat)
+                yield Batch(inputs, its_labels, its_d_log_p, its_log_p, dlogits)
+
+    def curves(self, lane: int) -> tuple[float, float]:
+        """Mean loss and accuracy of a lane over the samples of the epoch, as they were trained."""
+        log_p, labels = (torch.cat([part[:, lane].flatten(0, 1) for part in parts]) for parts in (self.log_p, self.labels))
+        return score(log_p, labels)
+
+
+def score(log_p: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy in nats and accuracy, given log-probabilities (samples, classes) and labels (samples,)."""
+    losses = log_p.gather(1, labels[:, None]).double().neg_()
+    return losses.mean().item(), log_p.argmax(1).eq_(labels).double().mean().item()
