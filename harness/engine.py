@@ -110,12 +110,11 @@ def _local(workers: int) -> Iterator[Client]:
     with _started(workers) as cluster, Client(cluster) as client:
         try:
             yield client
-        except BaseException:
-            # checkpoints are whole at any moment, and a busy worker would take four seconds to say goodbye
+        finally:
+            # checkpoints are whole at any moment, and saying goodbye takes a second, four where a worker is busy
             for nanny in cluster.workers.values():
                 with suppress(OSError, TypeError):
                     os.kill(nanny.pid, signal.SIGKILL)
-            raise
 
 
 def _started(workers: int) -> LocalCluster:

@@ -1,24 +1,28 @@
-"""Figures of one run. Each function returns the figure and saves nothing."""
+"""Figures of one run. Each function returns what writes the PNG to a path."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, NullLocator
 
 from harness.results import EpochRecord
 
+Write = Callable[[Path], object]
+ROW = 3.3  # inches
 # Okabe & Ito 2008: told apart by colour-blind readers; line styles tell them apart in grey
 STYLES = {"train": ("#0072B2", "-", "o"), "val": ("#E69F00", ":", "^"), "test": ("#D55E00", "--", "s")}
 
 
-def history(records: Sequence[EpochRecord], title: str) -> Figure:
+def history(records: Sequence[EpochRecord], title: str) -> Write:
     """Loss (log scale) and accuracy over epochs, one line for each of train, validation and test."""
-    figure = Figure(figsize=(9, 3.6), layout=ConstrainedLayoutEngine(wspace=0.08))
+    figure = _page(title, rows=1)
     axes = figure.subplots(1, 2)
     for ax, what, unit in zip(axes, ("loss", "accuracy"), ("cross-entropy, nats", "share of samples"), strict=True):
         for part, (colour, line, marker) in STYLES.items():
@@ -37,13 +41,12 @@ def history(records: Sequence[EpochRecord], title: str) -> Figure:
         axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(losses) < 1000 * min(losses) else (1,)))
         axes[0].yaxis.set_major_formatter("{x:g}")
         axes[0].yaxis.set_minor_locator(NullLocator())
-    figure.suptitle("\n".join(textwrap.wrap(title, 90)), fontsize=11)
-    return figure
+    return _png(figure)
 
 
-def activations(start: Mapping[str, np.ndarray], end: Mapping[str, np.ndarray], title: str) -> Figure:
+def activations(start: Mapping[str, np.ndarray], end: Mapping[str, np.ndarray], title: str) -> Write:
     """Histograms of each hidden layer's outputs on the probe batch, before and after training, in the same bins."""
-    figure = Figure(figsize=(9, 2.9 * max(len(start), 1) + 0.7), layout="constrained")
+    figure = _page(title, rows=max(len(start), 1))
     grid = figure.subplots(max(len(start), 1), 2, squeeze=False, sharex="row", sharey="row")
     for row, layer in zip(grid, start, strict=False):
         finite = [values[np.isfinite(values)] for values in (start[layer], end[layer])]
@@ -55,5 +58,25 @@ def activations(start: Mapping[str, np.ndarray], end: Mapping[str, np.ndarray], 
             ax.stairs(shares, edges, fill=True, color=colour, edgecolor=colour, linewidth=1)
             ax.set(title=f"{layer}, {when}", xlabel="output of the layer")
         row[0].set_ylabel("share of outputs, a bin")
-    figure.suptitle("\n".join(textwrap.wrap(title, 90)), fontsize=11)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> Write:
+    """How to write a figure: `savefig` would draw it twice, and to press it harder takes longer than it saves."""
+    return partial(FigureCanvasAgg(figure).print_png, pil_kwargs={"compress_level": 1})
+
+
+def _page(title: str, rows: int) -> Figure:
+    """A figure 9 inches wide with room for two axes in each row, under its title.
+
+    Margins are given in inches: a layout engine finds them by drawing all of it once more, a third of a run's last second.
+    """
+    lines = textwrap.wrap(title, 90)
+    height = ROW * rows + 0.2 * len(lines)
+    figure = Figure(figsize=(9, height), dpi=150)
+    figure.subplots_adjust(
+        left=0.85 / 9, right=1 - 0.15 / 9, bottom=0.5 / height, top=1 - (0.42 + 0.2 * len(lines)) / height,
+        wspace=0.25, hspace=0.9 / (ROW - 0.9),
+    )  # fmt: skip
+    figure.suptitle("\n".join(lines), fontsize=11, y=1 - 0.08 / height, va="top")
     return figure

@@ -137,13 +137,13 @@ class Recorder:
     def _figures(self, stack: Stack, lane: int) -> None:
         plan = self.plan
         title = f"{plan.cell.name} on {plan.data.name}" + (", diverged" if self.history[-1].diverged else "")
-        self.log.figure("plots/history.png", plots.history(self.history, title))
+        self.log.file("plots/history.png", plots.history(self.history, title))
         if self.history[0].health:
             start = Network.zeros(plan.arch, 1, plan.config.device)
             start.load(0, initial_state(plan.arch, plan.config.init, plan.config.seed))  # once more, from its stream
             inputs, _ = stack.probe(lane)
             before, after = health.outputs(start, inputs), health.outputs(stack.lanes[lane], inputs)
-            self.log.figure("plots/activations.png", plots.activations(before, after, title))
+            self.log.file("plots/activations.png", plots.activations(before, after, title))
 
 
 def describe(plan: Plan, result: RunResult) -> str:

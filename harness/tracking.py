@@ -31,7 +31,6 @@ from harness.errors import InputError, MissingArtifact, StoreError
 from harness.results import EpochRecord
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from torch import Tensor, nn
 
 UI = "http://127.0.0.1:5000"
@@ -307,10 +306,6 @@ class RunLog:
     def text(self, artifact: str, content: str) -> None:
         """Write a text artifact."""
         self.file(artifact, lambda path: path.write_text(content, encoding="utf-8"))
-
-    def figure(self, artifact: str, figure: Figure) -> None:
-        """Write a figure as PNG."""
-        self.file(artifact, lambda path: figure.savefig(path, dpi=150, format="png"))
 
     def model(self, module: nn.Module, inputs: Tensor, step: int) -> None:
         """Log a torch module as `model`, in the pt2 format: a traced graph and its weights, without pickle.

@@ -213,11 +213,13 @@ def evaluate(stack: Stack, lane: int, part: str) -> dict[str, float]:
     With max_batches = n, on the first n * batch_size of them.
     """
     config, data, network = stack.configs[lane], stack.data, stack.lanes[lane]
-    rows = {"train": stack.train[lane], "val": stack.held_out[lane], "test": np.arange(len(data.test))}[part]
-    rows = rows[: config.max_batches * config.batch_size or None]
-    split = data.test if part == "test" else data.train
-    log_p, labels = [], []
-    for index in torch.from_numpy(rows).to(config.device).split(EVALUATION_BATCH):
-        labels.append(split.labels[index])
-        log_p.append(torch.log_softmax(network.forward(split.images[index][None], training=False)[0], -1))
-    return dict(zip((f"{part}/loss", f"{part}/accuracy"), score(torch.cat(log_p), torch.cat(labels)), strict=True))
+    split, most = data.test if part == "test" else data.train, config.max_batches * config.batch_size or None
+    chunks: Sequence[Tensor | slice]
+    if config.validation and part != "test":
+        rows = torch.from_numpy(stack.train[lane] if part == "train" else stack.held_out[lane])[:most].to(config.device)
+        labels, chunks = split.labels[rows], rows.split(EVALUATION_BATCH)
+    else:  # as they lie in memory: slices need not be gathered
+        labels = split.labels[:most]
+        chunks = [slice(i, min(i + EVALUATION_BATCH, len(labels))) for i in range(0, len(labels), EVALUATION_BATCH)]
+    log_p = [torch.log_softmax(network.forward(split.images[chunk][None], training=False)[0], -1) for chunk in chunks]
+    return dict(zip((f"{part}/loss", f"{part}/accuracy"), score(torch.cat(log_p), labels), strict=True))

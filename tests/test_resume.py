@@ -253,8 +253,8 @@ class Stop(BaseException):
 
 
 def stopped_at(step: str, monkeypatch: pytest.MonkeyPatch, client: MlflowClient, config: RunConfig = CONFIG) -> str:
-    """A run that stopped before the nth call of a method of RunLog, nothing written afterwards; its id."""
-    method, number = step.split()
+    """A run that stopped before the nth call of a method of RunLog, or that for a file, nothing written afterwards; its id."""
+    method, which = step.split()
     before, calls = set(runs(client)), 0
     with monkeypatch.context() as patch:
         real = getattr(tracking.RunLog, method)
@@ -262,7 +262,7 @@ def stopped_at(step: str, monkeypatch: pytest.MonkeyPatch, client: MlflowClient,
         def call(log: tracking.RunLog, *args: Any) -> Any:
             nonlocal calls
             calls += 1
-            if calls == int(number):
+            if which in (str(calls), args[0]):
                 for name in ("tags", "text", "finish"):  # a dead process sets no status
                     patch.setattr(tracking.RunLog, name, lambda *_: None)
                 raise Stop
@@ -276,7 +276,7 @@ def stopped_at(step: str, monkeypatch: pytest.MonkeyPatch, client: MlflowClient,
     return run_id
 
 
-BEGUN = ("epoch 1", "file 4", "metrics 18", "text 2", "figure 2", "model 1")
+BEGUN = ("epoch 1", "file 4", "metrics 18", "text 2", "file plots/activations.png", "model 1")
 
 
 @pytest.mark.parametrize("step", BEGUN)
@@ -345,7 +345,7 @@ def test_diverged_run_stopped_at_its_end_is_resumed_as_diverged(
     config = CONFIG.replace(optimizer="sgd", lr=1e6, epochs=5, norm="none")
     reference = harness.train(config)
     assert reference.diverged
-    run_id = stopped_at("figure 1", monkeypatch, client, config)
+    run_id = stopped_at("file plots/history.png", monkeypatch, client, config)
     result = resume(run_id)
     assert result.diverged == reference.diverged
     assert_as_if_nothing_had_happened(client, run_id, reference, attempt=2)
