@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from harness import version
+from harness import nursery, version
 from harness.config import CHOICES, FIELDS, RunConfig, allowed
 from harness.errors import HarnessError, InputError, refusal
 from harness.study import Study
@@ -136,6 +136,8 @@ def study(study: str, dry_run: bool, workers: str, scheduler: str | None, **give
         raise InputError(refusal("workers", workers, "a whole number from 0, or auto: one a core"))
     overrides = _overrides(given)
     wanted = Study.read(study).override(**overrides)
+    if workers != "0" and not dry_run and scheduler is None:
+        nursery.begin()  # it imports while this process does
     from harness import driver
 
     if dry_run:

@@ -15,11 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
+import dask
 import torch
 from dask.system import CPU_COUNT
-from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin, get_worker, rpc
+from distributed import Client, KilledWorker, LocalCluster, get_worker, rpc
 from distributed.worker import thread_state  # type: ignore[attr-defined]
 
+from harness import nursery
 from harness.config import RunConfig
 from harness.errors import EngineError, InputError
 from harness.recorder import RunResult
@@ -107,7 +109,8 @@ def _check(client: Client, scheduler: str, configs: Sequence[RunConfig]) -> None
 @contextmanager
 def _local(workers: int) -> Iterator[Client]:
     """Worker processes of this machine, one thread each; they die with this process."""
-    with _started(workers) as cluster, Client(cluster) as client:
+    born = {"distributed.worker.multiprocessing-method": nursery.METHOD}  # those too that take a dead one's place
+    with dask.config.set(born), _started(workers) as cluster, Client(cluster) as client:
         try:
             yield client
         finally:
@@ -119,7 +122,8 @@ def _local(workers: int) -> Iterator[Client]:
 
 def _started(workers: int) -> LocalCluster:
     """A cluster of this machine. It does not start where a worker dies at birth: then once more."""
-    quiet: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL, "plugins": (Deaf(),)}
+    quiet: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
+    nursery.begin()
     for _ in range(2):
         try:
             return LocalCluster(workers, threads_per_worker=1, memory_limit=0, **quiet)
@@ -127,14 +131,6 @@ def _started(workers: int) -> LocalCluster:
             why = _line(error)
     hint = 'a script must call run_study under if __name__ == "__main__": or with workers=0'
     raise EngineError(f"worker processes do not start: {why}; {hint}")
-
-
-class Deaf(WorkerPlugin):
-    """A terminal sends Ctrl-C to all of its processes; that it ends a study is for the driver to see to."""
-
-    def setup(self, worker: Any) -> None:
-        """In each worker, also one that takes a dead one's place."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _trained(client: Client, works: Sequence[Work], tell: Tell) -> Generator[tuple[Work, Came]]:

@@ -160,7 +160,8 @@ class Driver:
     def workers(self) -> list[psutil.Process]:
         with suppress(psutil.Error):
             below = psutil.Process(self.child.pid).children(recursive=True)
-            return [process for process in below if "spawn_main" in " ".join(process.cmdline())]
+            forks = [process for process in below if "forkserver" in " ".join(process.cmdline())]
+            return [process for process in forks if process.ppid() != self.child.pid]  # not what they are forks of
         return []
 
     def until(self, reached: Callable[[], bool], seconds: float = 90) -> bool:

@@ -1,0 +1,33 @@
+"""Where worker processes come from: one process imports what they need, once, and each worker is a fork of it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from multiprocessing import forkserver
+
+METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+
+
+def begin() -> None:
+    """Start that process if it is not there. Whoever starts it before its own imports has workers as soon as they are done.
+
+    It is no copy of its caller, and so knows nothing of the threads there. Interrupts stay blocked in it and in its forks: a
+    terminal sends Ctrl-C to all, and what it ends is for the driver to see to.
+    """
+    if METHOD == "spawn":
+        return
+    multiprocessing.get_context(METHOD).set_forkserver_preload(["harness.engine"])
+    before = dict(os.environ)
+    os.environ.update(ONE_THREAD)  # read at import: a process that has started threads should not be forked
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+        for name in ONE_THREAD:
+            os.environ.pop(name)
+        os.environ.update(before)
