@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -23,6 +23,7 @@ def begin() -> None:
     multiprocessing.get_context(METHOD).set_forkserver_preload(["harness.engine"])
     before = dict(os.environ)
     os.environ.update(ONE_THREAD)  # read at import: a process that has started threads should not be forked
+    resource_tracker.ensure_running()  # or else the other would start it, and it unblocks interrupts
     unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
