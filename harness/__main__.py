@@ -1,6 +1,6 @@
 """`python -m harness` is the command `harness`."""
 
-from harness.cli import main
+from harness.cli import run
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -9,6 +9,7 @@ import sys
 from multiprocessing import forkserver, resource_tracker
 
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+IMPORTS = ["harness.engine", "mlflow.store.tracking.sqlalchemy_store"]  # the second: what a sqlite store imports when opened
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
@@ -20,7 +21,7 @@ def begin() -> None:
     """
     if METHOD == "spawn":
         return
-    multiprocessing.get_context(METHOD).set_forkserver_preload(["harness.engine"])
+    multiprocessing.get_context(METHOD).set_forkserver_preload(IMPORTS)
     before = dict(os.environ)
     os.environ.update(ONE_THREAD)  # read at import: a process that has started threads should not be forked
     resource_tracker.ensure_running()  # or else the other would start it, and it unblocks interrupts
