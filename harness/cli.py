@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run() -> None:
-    """`main` as a process of its own: what is written is flushed, and Python need not take down every library, which is 1-2 s."""
+    """`main` as a process of its own: it flushes and leaves, and Python need not take a second or two to end its libraries."""
     try:
         main()
     except SystemExit as end:

@@ -13,20 +13,20 @@ from harness.training import MAY_DIFFER, sample_counts
 
 MOST_LANES = 6  # wider stacks gain little and leave the cache
 # Seconds on one core of an AMD EPYC (AVX2), from the parts of a training step; only their ratios matter for cutting.
-PRODUCTS = 4.5e-11  # a parameter and sample, forward and backward
-UPDATE = 2.4e-10  # a parameter, and twice that for each moment of the optimizer
-LAYER = 2.8e-5  # a layer and step
-STEP = 1.6e-4  # a step, however many lanes share it
-EPOCH = 0.08  # an epoch of a run: probe, metrics, checkpoints
-RUN = 1.3  # a run: its figures, its beginning and end in the store
+PRODUCTS = 5.6e-11  # a parameter and sample, forward and backward
+UPDATE = 2.0e-10  # a parameter, and as much for each moment of the optimizer
+LAYER = 2.5e-5  # a layer and step
+STEP = 1.0e-4  # a step, however many lanes share it
+EPOCH = 0.02  # an epoch of a run: probe, metrics, checkpoints
+RUN = 0.75  # a run: its figures, its beginning and end in the store
 
 
 def seconds(plan: Plan, lanes: int) -> float:
     """About how long a stack of `lanes` such runs takes on one core."""
     config, arch, counts = plan.config, plan.arch, sample_counts(plan.config, plan.data)
     steps, moments = math.ceil(counts["train"] / config.batch_size), len(OPTIMIZERS[config.optimizer].moments)
-    step = arch.parameters * (PRODUCTS * config.batch_size + UPDATE * (1 + 2 * moments)) + LAYER * len(arch.layers)
-    tested = arch.parameters * PRODUCTS / 3 * (counts["test"] + counts["val"])
+    step = arch.parameters * (PRODUCTS * config.batch_size + UPDATE * (1 + moments)) + LAYER * len(arch.layers)
+    tested = arch.parameters * PRODUCTS / 2 * (counts["test"] + counts["val"])
     return config.epochs * (steps * (lanes * step + STEP) + lanes * (tested + EPOCH)) + lanes * RUN
 
 
