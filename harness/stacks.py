@@ -5,13 +5,16 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
 
 from harness.components.optimizers import OPTIMIZERS
 from harness.config import FIELDS
 from harness.plan import Plan
 from harness.training import MAY_DIFFER, sample_counts
 
-MOST_LANES = 6  # wider stacks gain little and leave the cache
+MOST_LANES = 16  # wider stacks gain nothing, however small the network
+LAST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")  # "32768K", on Linux
 # Seconds on one core of an AMD EPYC (AVX2), from the parts of a training step; only their ratios matter for cutting.
 PRODUCTS = 5.6e-11  # a parameter and sample, forward and backward
 UPDATE = 2.0e-10  # a parameter, and as much for each moment of the optimizer
@@ -30,13 +33,34 @@ def seconds(plan: Plan, lanes: int) -> float:
     return config.epochs * (steps * (lanes * step + STEP) + lanes * (tested + EPOCH)) + lanes * RUN
 
 
+@cache
+def room() -> int:
+    """Bytes that a stack may work on: a sixth of the last-level cache, which workers, and other guests of a machine, share."""
+    try:
+        return int(LAST_CACHE.read_text().rstrip("K\n")) * 1024 // 6
+    except (OSError, ValueError):
+        return 5 * 2**20
+
+
+def widest(plan: Plan) -> int:
+    """How many lanes of such runs train fastest: as many as have their weights, gradients and batches in the cache.
+
+    Moments do not count: an update passes over them once.
+    """
+    flowing = plan.config.batch_size * (plan.arch.input_size + 2 * sum(placed.features for placed in plan.arch.layers))
+    return max(1, min(MOST_LANES, room() // (4 * (2 * plan.arch.parameters + flowing))))
+
+
 def pack(plans: Iterable[Plan], workers: int) -> list[list[Plan]]:
     """Stacks of runs of equal shape, the longest first, as wide as pays: of all widths the one that ends first."""
     shapes: dict[tuple[object, ...], list[Plan]] = {}
     for plan in plans:
         shape = tuple(getattr(plan.config, name) for name in FIELDS if name not in MAY_DIFFER)
         shapes.setdefault((*shape, plan.data.digest), []).append(plan)
-    cuts = [[part for group in shapes.values() for part in _cut(group, width)] for width in range(MOST_LANES, 0, -1)]
+    cuts = [
+        [part for group in shapes.values() for part in _cut(group, min(width, widest(group[0])))]
+        for width in range(MOST_LANES, 0, -1)
+    ]
     best = min(cuts, key=lambda cut: makespan(cut, workers))
     return sorted(best, key=_seconds, reverse=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from harness.config import FIELDS
 from harness.plan import Plan, prepare_all
-from harness.stacks import MOST_LANES, makespan, pack, seconds
+from harness.stacks import MOST_LANES, makespan, pack, room, seconds, widest
 from harness.study import Study
 from harness.training import MAY_DIFFER, Stack
 
@@ -76,7 +77,7 @@ def test_every_plan_is_in_one_stack_of_its_own_shape(plans: list[Plan], workers:
     stacks = pack(plans, workers)
     assert ids(stacks) == sorted(map(id, plans))
     for stack in stacks:
-        assert 1 <= len(stack) <= MOST_LANES
+        assert 1 <= len(stack) <= widest(stack[0])
         assert len({shape(plan) for plan in stack}) == 1
         assert len({plan.data.digest for plan in stack}) == 1
 
@@ -107,8 +108,26 @@ def test_networks_that_differ_share_no_stack() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_no_stack_is_wider_than_the_cache_takes(workers: int) -> None:
-    plans = planned(design="list", seeds="0..15", variants=[{"name": "a"}])
-    assert max(map(len, pack(plans, workers))) <= MOST_LANES
+    plans = planned(design="factorial", seeds="0..30", factors={"hidden_dim": [8, 128, 512]})
+    for stack in pack(plans, workers):
+        weights_and_gradients = 2 * 4 * stack[0].arch.parameters
+        assert len(stack) == 1 or len(stack) * weights_and_gradients < room()
+
+
+def test_small_networks_have_more_lanes_than_wide_ones() -> None:
+    widths = planned(design="factorial", seeds=[0], factors={"hidden_dim": [8, 32, 128, 512, 2048]})
+    lanes = [widest(plan) for plan in widths]
+    assert lanes == sorted(lanes, reverse=True)
+    assert lanes[0] == MOST_LANES
+    assert lanes[-1] == 1
+
+
+def test_cache_is_read_from_the_machine_or_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = tmp_path / "size"
+    monkeypatch.setattr("harness.stacks.LAST_CACHE", size)
+    assert room.__wrapped__() == 5 * 2**20
+    size.write_text("12288K\n")
+    assert room.__wrapped__() == 2 * 2**20
 
 
 def test_every_stack_can_train() -> None:
@@ -138,7 +157,10 @@ def test_stacks_end_no_later_than_single_runs_or_the_widest_stacks(plans: list[P
     assert best <= greedy([[plan] for plan in plans], workers)
     for width in range(2, MOST_LANES + 1):
         cut = [
-            group[k :: math.ceil(len(group) / width)] for group in grouped(plans) for k in range(math.ceil(len(group) / width))
+            group[k::parts]
+            for group in grouped(plans)
+            for parts in (math.ceil(len(group) / min(width, widest(group[0]))),)
+            for k in range(parts)
         ]
         assert best <= greedy(cut, workers)
 
