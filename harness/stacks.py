@@ -47,7 +47,7 @@ def widest(plan: Plan) -> int:
 
     Moments do not count: an update passes over them once.
     """
-    flowing = plan.config.batch_size * (plan.arch.input_size + 2 * sum(placed.features for placed in plan.arch.layers))
+    flowing = plan.config.batch_size * sum(placed.features for placed in plan.arch.layers)
     return max(1, min(MOST_LANES, room() // (4 * (2 * plan.arch.parameters + flowing))))
 
 

@@ -85,7 +85,7 @@ def test_every_plan_is_in_one_stack_of_its_own_shape(plans: list[Plan], workers:
 def test_lanes_of_a_stack_may_differ_in_what_training_lets_them() -> None:
     assert set(MAY_DIFFER) == {"init", "seed", "lr", "weight_decay"}
     factors = {"init": ["normal", "kaiming"], "lr": [0.1, 1], "weight_decay": [0, 0.1]}
-    plans = planned(design="factorial", seeds=[0], factors=factors)[:6]
+    plans = planned(design="factorial", base={"hidden_dim": 16}, seeds=[0], factors=factors)
     (stack,) = pack(plans, 1)
     assert {plan.cell.name for plan in stack} == {plan.cell.name for plan in plans}
 
