@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -15,9 +15,11 @@ from typing import Any
 import torch
 
 from benchmarks import around, others
-from benchmarks.contest import Contender, Times, contest
-from benchmarks.ours import lanes, limit
+from benchmarks.contest import LIMIT, NOTEBOOK, Contender, Times, contest
+from benchmarks.ours import lanes, limit, step
 from benchmarks.torch_ways import in_memory, notebook
+from harness.components.norms import NORMS
+from harness.components.optimizers import OPTIMIZERS
 from harness.config import RunConfig
 from harness.data import Data, load
 from harness.study import Study
@@ -32,7 +34,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("benchmark"), help="writes OUTPUT.md and OUTPUT.json")
     parser.add_argument("--only", default="", help="contenders whose name has this in it")
-    parser.add_argument("--no-study", action="store_true", help="leave out the whole matrix")
     asked = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     cores = os.sched_getaffinity(0)
@@ -46,45 +47,53 @@ def main() -> None:
     os.sched_setaffinity(0, cores)
     found: dict[str, Any] = {"machine": machine(), "data": data.name, "epochs": {n: vars(t) for n, t in times.items()}}
     if not asked.only:
+        found["step"] = {count: step(config, data, count) for count in (1, 3)}
+        os.sched_setaffinity(0, cores)
         found["around"] = around.costs(asked.rounds, asked.data_dir, data.name)
-    if not (asked.no_study or asked.only):
-        found["matrix"] = around.matrix(Study.read("matrix"), data.name, asked.data_dir)
+        found["matrix"] = around.matrix(Study.read("matrix"), data.name, asked.data_dir, found["around"])
     asked.output.with_suffix(".json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    text = "\n".join(table(found, times))
+    text = "\n".join(table(found, field, times))
     asked.output.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     print(text)
 
 
-def contenders(config: RunConfig, data: Data, say: Any) -> Iterator[Contender]:
+def contenders(config: RunConfig, data: Data, say: Callable[[str], None]) -> Iterator[Contender]:
     """Who takes part; names are what they are called in the table."""
+
+    def ours(what: str, changed: RunConfig, count: int, data: Data = data, notebook: str = "", least: str = "") -> Contender:
+        name = f"harness, {count} lane{'s' if count > 1 else ''}, {what}"
+        return Contender(name, lanes(changed, data, count), notebook, least)
+
     if data.name == "mnist":
-        yield Contender("notebook's loop", notebook(config))
-    yield Contender("plain PyTorch in memory", in_memory(config, data))
-    yield Contender("plain PyTorch in memory, fused Adam", in_memory(config, data, fused=True))
+        yield Contender(NOTEBOOK, notebook(config), NOTEBOOK)
+    yield Contender("plain PyTorch in memory", in_memory(config, data), NOTEBOOK, LIMIT)
+    yield Contender("plain PyTorch in memory, fused Adam", in_memory(config, data, fused=True), NOTEBOOK, LIMIT)
     yield from others.contenders(config, data, say)
+    yield Contender(LIMIT, limit(config, data))
+    yield Contender("limit, adam: products alone", limit(config, data, "products"))
+    yield Contender("limit, adam: update alone", limit(config, data, "update"))
     for count in (1, 3, 6, 12):
-        yield Contender(f"harness, {count} lane{'s' if count > 1 else ''}", lanes(config, data, count))
-    yield Contender("limit: products + Adam", limit(config, data))
-    yield Contender("limit: products alone", limit(config, data, "products"))
-    yield Contender("limit: Adam alone", limit(config, data, "update"))
-    for optimizer in ("sgd", "rmsprop"):
+        yield ours("adam", config, count, notebook=NOTEBOOK, least=LIMIT)
+    for optimizer in sorted(set(OPTIMIZERS) - {"adam"}):
         other = config.replace(optimizer=optimizer)
-        yield Contender(f"harness, 3 lanes, {optimizer}", lanes(other, data, 3))
-        yield Contender(f"limit: products + {optimizer}", limit(other, data))
-    for norm in ("batchnorm", "layernorm"):
-        yield Contender(f"harness, 3 lanes, sgd, {norm}", lanes(config.replace(optimizer="sgd", norm=norm), data, 3))
+        yield Contender(least := f"limit, {optimizer}: products + update", limit(other, data))
+        yield ours(optimizer, other, 3, least=least)
+    for norm in sorted(set(NORMS) - {"none"}):
+        other = config.replace(optimizer="sgd", norm=norm)
+        yield Contender(least := f"limit, sgd, {norm}: products + norm + update", limit(other, data))
+        yield ours(f"sgd, {norm}", other, 3, least=least)
+    yield ours("adam, dropout 0.3", config.replace(dropout=0.3), 3, least=LIMIT)
     standard = load(data.name, config.data_dir, "standard")
     for name in REGULARIZATION:
-        path = str(Path("experiments/networks") / f"{name}.json")
         wide = RunConfig(
-            network=path, init="torch", optimizer="adam", lr=0.001, batch_size=64, normalize="standard",
-            dataset=data.name, data_dir=config.data_dir,
+            network=f"experiments/networks/{name}.json", init="torch", optimizer="adam", lr=0.001, batch_size=64,
+            normalize="standard", dataset=data.name, data_dir=config.data_dir,
         ).with_layers()  # fmt: skip
-        if name == "none":
-            if data.name == "mnist":
-                yield Contender("notebook's loop, regularization network", notebook(wide))
-            yield Contender("limit: regularization network", limit(wide, standard))
-        yield Contender(f"harness, 3 lanes, regularization {name}", lanes(wide, standard, 3))
+        by_hand = f"notebook's loop, 784-256-128-10 {name}"
+        if data.name == "mnist" and name == "none":
+            yield Contender(by_hand, notebook(wide), by_hand)
+        yield Contender(least := f"limit, 784-256-128-10 {name}", limit(wide, standard))
+        yield ours(f"784-256-128-10 {name}", wide, 2, standard, by_hand, least)
 
 
 def machine() -> dict[str, str]:
@@ -95,30 +104,37 @@ def machine() -> dict[str, str]:
     return {"cpu": f"{len(os.sched_getaffinity(0))} cores of {cpu}", **versions, "date": date.today().isoformat()}
 
 
-def table(found: Mapping[str, Any], times: Mapping[str, Times]) -> Iterator[str]:
+def table(found: Mapping[str, Any], field: Sequence[Contender], times: Mapping[str, Times]) -> Iterator[str]:
     """The measurements as Markdown."""
     where = ", ".join(f"{name} {value}" if name not in ("cpu", "date") else value for name, value in found["machine"].items())
-    yield f"{found['data']}, one pinned core; {where}. Seconds per epoch and run: median (least to most) of the rounds.\n"
-    yield "| | s per epoch and run | before the first epoch, s | times the notebook's loop | times the limit |"
+    yield f"{found['data']}; {where}. One pinned core; seconds per epoch and run: median (least to most) of the rounds.\n"
+    yield "| | s per epoch and run | before it, s | notebook's loop / this | this / limit |"
     yield "|---|---|---|---|---|"
-    notebook_, least = times.get("notebook's loop"), times.get("limit: products + Adam")
-    for name, t in times.items():
-        base = notebook_ if "regularization" not in name else times.get("notebook's loop, regularization network")
-        floor = times.get("limit: regularization network") if "regularization" in name else least
-        if "rmsprop" in name or "sgd" in name:
-            floor = times.get(f"limit: products + {'rmsprop' if 'rmsprop' in name else 'sgd'}")
-        faster = f"{base.median / t.median:.1f}x" if base else ""
-        slower = f"{t.median / floor.median:.2f}x" if floor else ""
-        yield f"| {name} | {t.median:.3f} ({min(t.rounds):.3f} to {max(t.rounds):.3f}) | {t.start:.1f} | {faster} | {slower} |"
-    if "around" in found:
-        yield "\n| around training | s, median |\n|---|---|"
-        yield from (f"| {name} | {seconds:.3f} |" for name, seconds in found["around"].items())
-    if "matrix" in found:
-        m = found["matrix"]
-        yield f"\nThe whole matrix, 30 runs of 10 epochs, by `harness study`: {m['seconds']:.0f} s, {m['workers']} workers"
-        if notebook_:
-            by_hand = 300 * notebook_.median
-            yield f"(the notebook's loop, extrapolated from its epochs: {by_hand / 60:.0f} min, {by_hand / m['seconds']:.0f}x)."
+    for contender in field:
+        t, by_hand, least = times[contender.name], times.get(contender.notebook), times.get(contender.limit)
+        faster, slower = (
+            f"{by_hand.median / t.median:.1f}" if by_hand else "",
+            f"{t.median / least.median:.2f}" if least else "",
+        )
+        spread = f"{t.median:.3f} ({min(t.rounds):.3f} to {max(t.rounds):.3f})"
+        yield f"| {contender.name} | {spread} | {t.start:.1f} | {faster} | {slower} |"
+    if "around" not in found:
+        return
+    yield "\n| one step, adam, µs a lane | " + " | ".join(f"{count} lanes" for count in found["step"]) + " |\n|---|---|---|"
+    for part in found["step"][1]:
+        yield f"| {part} | " + " | ".join(f"{parts[part]:.1f}" for parts in found["step"].values()) + " |"
+    yield "| sum | " + " | ".join(f"{sum(parts.values()):.1f}" for parts in found["step"].values()) + " |"
+    yield "\n| around training | s, median |\n|---|---|"
+    yield from (f"| {name} | {seconds:.3f} |" for name, seconds in found["around"].items())
+    whole = found["matrix"]
+    yield f"\n| `harness study matrix`, {whole['runs']} runs on {whole['workers']} workers | |\n|---|---|"
+    yield f"| wall time | {whole['seconds']:.0f} s |"
+    if NOTEBOOK in times:
+        by_hand_seconds = 10 * whole["runs"] * times[NOTEBOOK].median
+        yield f"| the notebook's way, extrapolated: its epoch times {10 * whole['runs']} | {by_hand_seconds:.0f} s |"
+        yield f"| that / wall time | {by_hand_seconds / whole['seconds']:.1f} |"
+    yield from (f"| share of {whole['workers']} cores' time: {name} | {share:.1%} |" for name, share in whole["shares"].items())
+    yield f"| memory of the largest process | {whole['largest_process_mib']:.0f} MiB |"
 
 
 if __name__ == "__main__":

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 from dask.system import CPU_COUNT
 
 from benchmarks.contest import timed
+from harness.architecture import as_module
 from harness.config import RunConfig
 from harness.frames import history
 from harness.plan import prepare
 from harness.recorder import Recorder
 from harness.study import Study
 from harness.tracking import Store
-from harness.training import Stack, exact_arithmetic, train
+from harness.training import Stack, evaluate, exact_arithmetic, train
 
 
 @contextmanager
@@ -40,56 +43,86 @@ def store() -> Iterator[Path]:
 
 
 def costs(rounds: int, data_dir: str, dataset: str) -> Mapping[str, float]:
-    """Median seconds of each."""
-    harness = (sys.executable, "-m", "harness")
-    asked = ("--dataset", dataset, "--data-dir", data_dir)
-
-    def command(*words: str) -> Callable[[], object]:
-        return lambda: subprocess.run(words, check=True, capture_output=True)
-
-    outside = {
-        "harness --help": command(*harness, "--help"),
-        "import torch": command(sys.executable, "-c", "import torch"),
-        "import mlflow": command(sys.executable, "-c", "import mlflow"),
-        "import harness.driver": command(sys.executable, "-c", "import harness.driver"),
-        "harness train, one minibatch": command(*harness, "train", *asked, "--epochs", "1", "--max-batches", "1"),
-    }
+    """Median seconds of each: commands and imports as processes of their own, what a run writes in this one."""
+    found = defaultdict[str, list[float]](list)
+    for _ in range(rounds):
+        with store():
+            for name, words in COMMANDS.items():
+                data = () if words[0] == "-c" or "--help" in words else ("--dataset", dataset, "--data-dir", data_dir)
+                work = partial(subprocess.run, (sys.executable, *words, *data), check=True, capture_output=True)
+                found[name].append(timed(work))
     with store():
-        found = {name: statistics.median(timed(work) for _ in range(rounds)) for name, work in outside.items()}
-        inside = [_run(RunConfig(dataset=dataset, data_dir=data_dir, epochs=2, max_batches=1)) for _ in range(rounds + 1)]
-    return found | {name: statistics.median(times[name] for times in inside[1:]) for name in inside[0]}
+        for turn in range(rounds + 1):
+            for name, seconds in _run(RunConfig(dataset=dataset, data_dir=data_dir, epochs=2, max_batches=1)).items():
+                if turn:  # the first one imports, and finds its fonts
+                    found[name].append(seconds)
+        evaluated = _evaluations(RunConfig(dataset=dataset, data_dir=data_dir), rounds)
+    return {name: statistics.median(times) for name, times in found.items()} | evaluated
+
+
+ONE = ("--epochs", "1", "--max-batches", "1")
+COMMANDS = {  # each in the same store as those before it
+    "`harness --help`": ("-m", "harness", "--help"),
+    "`import torch`": ("-c", "import torch"),
+    "`import mlflow`": ("-c", "import mlflow"),
+    "`import harness.launch`": ("-c", "import harness.launch"),
+    "`harness train`, one minibatch": ("-m", "harness", "train", *ONE),
+    "`harness study matrix`, 30 runs of one minibatch": ("-m", "harness", "study", "matrix", *ONE),
+    "the same again: nothing to train": ("-m", "harness", "study", "matrix", *ONE),
+}
+BEGIN, EPOCH, END = "a run: params, tags, inputs", "an epoch: metrics and checkpoints", "a run: figures, digests, tags"
+TEST, TRAIN = "an epoch: test loss and accuracy", "a run: final training loss and accuracy"
 
 
 def _run(config: RunConfig) -> dict[str, float]:
-    """What a run writes, part by part."""
+    """What a run writes, part by part. Imports are done."""
+    whole, times = time.perf_counter(), {}
     plan = prepare(config)
     log = Store().create("benchmark", plan.cell.name)
-    recorder, times = Recorder(log, plan), {}
+    recorder = Recorder(log, plan, models=False)
     with exact_arithmetic():
-        times["a run: begin (params, tags, inputs)"] = timed(recorder.begin)
+        times[BEGIN] = timed(recorder.begin)
         stack = Stack.of(plan.arch, [plan.config], plan.data)
-        records = list(train_and_record(stack, recorder))
-        times["an epoch: metrics and checkpoints"] = records[-1]
-        recorder.models = False
-        times["a run: end without model (figures, digests, tags)"] = timed(lambda: recorder.finish(stack, 0))
-        model = Recorder(log, plan, history=recorder.history)
-        times["a run: end with model"] = timed(lambda: model.finish(stack, 0))
-    return times
+        for done in train(stack, probe=True):
+            times[EPOCH] = timed(lambda done=done: recorder.epoch(stack, 0, done))  # type: ignore[misc]
+        times[END] = timed(lambda: recorder.finish(stack, 0))
+        end = time.perf_counter()
+        model = as_module(plan.arch, stack.network.state(0), 1)
+        times["a run: the network as an MLflow model"] = timed(lambda: log.model(model, plan.data.test.images[:4], 1))
+    return times | {"a run of two minibatches, all of it but the model": end - whole}
 
 
-def train_and_record(stack: Stack, recorder: Recorder) -> Iterator[float]:
-    """Seconds to write each epoch."""
-    for done in train(stack, probe=True):
-        yield timed(lambda done=done: recorder.epoch(stack, 0, done))  # type: ignore[misc]
+def _evaluations(config: RunConfig, rounds: int) -> dict[str, float]:
+    plan = prepare(config)
+    with exact_arithmetic():
+        stack = Stack.of(plan.arch, [plan.config], plan.data)
+        parts = {TEST: "test", TRAIN: "train"}
+        return {
+            name: statistics.median(timed(partial(evaluate, stack, 0, part)) for _ in range(rounds))
+            for name, part in parts.items()
+        }
 
 
-def matrix(study: Study, dataset: str, data_dir: str) -> dict[str, Any]:
-    """The study from its command line on all cores: wall seconds, and how many of a core's were training."""
+def matrix(study: Study, dataset: str, data_dir: str, costs: Mapping[str, float]) -> dict[str, Any]:
+    """The study from its command line on all cores: wall seconds, what share of them trained, the largest process."""
     with store():
         command = (sys.executable, "-m", "harness", "study", study.name, "--dataset", dataset, "--data-dir", data_dir)
-        began = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
+        began, largest = time.perf_counter(), 0
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while driver.poll() is None:
+            with suppress(psutil.Error):
+                family = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
+                largest = max(largest, *(process.memory_info().rss for process in family))
+            time.sleep(0.2)
         seconds = time.perf_counter() - began
-        trained = float(history(study.name)["time/epoch_seconds"].sum())
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return {"seconds": seconds, "workers": CPU_COUNT, "core_seconds_of_training": trained, "largest_process_mib": peak}
+        if driver.returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with {driver.returncode}")
+        epochs = history(study.name)
+        runs = epochs["run_id"].nunique()
+    core_seconds = {
+        "training steps": float(epochs["time/epoch_seconds"].sum()),
+        "evaluation, by its costs above": len(epochs) * costs[TEST] + runs * costs[TRAIN],
+    }
+    shares = {name: spent / (seconds * CPU_COUNT) for name, spent in core_seconds.items()}
+    shares["all else: imports, store, logging, checkpoints, figures, scheduling, idle cores"] = 1 - sum(shares.values())
+    return {"seconds": seconds, "workers": CPU_COUNT, "runs": runs, "shares": shares, "largest_process_mib": largest / 2**20}

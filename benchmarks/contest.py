@@ -8,15 +8,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+NOTEBOOK, LIMIT = "notebook's loop", "limit, adam: products + update"
 Epoch = Callable[[], float]  # trains one epoch; seconds of its training steps, per run
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to train; `start` sets it up and returns what trains an epoch."""
+    """A way to train; `start` sets it up and returns what trains an epoch. It is compared with others by their names."""
 
     name: str
     start: Callable[[], Epoch]
+    notebook: str = ""  # the contender that trains the same network as the notebook does
+    limit: str = ""  # and the least that its arithmetic takes
 
 
 @dataclass(frozen=True)

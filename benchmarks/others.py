@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.contest import Contender, Epoch
+from benchmarks.contest import LIMIT, NOTEBOOK, Contender, Epoch
 from benchmarks.torch_ways import network, with_autograd
 from harness.config import RunConfig
-from harness.data import Data
+from harness.data import Data, torchvision_module
 
 
 def contenders(config: RunConfig, data: Data, say: Callable[[str], None]) -> Iterator[Contender]:
@@ -25,7 +25,7 @@ def contenders(config: RunConfig, data: Data, say: Callable[[str], None]) -> Ite
         ("scikit-learn", _sklearn),
     ):
         try:
-            yield Contender(name, start(config, data))
+            yield Contender(name, start(config, data), NOTEBOOK, LIMIT)
         except ImportError as error:
             say(f"left out: {name}: {error}")
 
@@ -79,6 +79,7 @@ def _lightning(config: RunConfig, data: Data) -> Callable[[], Epoch]:
     """A LightningModule on a DataLoader of tensors in memory, everything optional switched off."""
     import logging
 
+    torchvision_module()  # lightning imports it, and PyPI's is broken beside a torch without CUDA
     import lightning
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 
 import torch
 
 from benchmarks.contest import Epoch
 from harness.architecture import architecture
-from harness.components.layers import Linear
+from harness.components.layers import Linear, logit_gradient
+from harness.components.norms import BatchNorm, BatchNormScratch, LayerNorm, LayerNormScratch, RMSNorm
 from harness.components.optimizers import OPTIMIZERS, Row
 from harness.config import RunConfig
 from harness.data import Data
 from harness.training import Stack, exact_arithmetic, train
+
+aten = torch.ops.aten
 
 
 def lanes(config: RunConfig, data: Data, count: int) -> Callable[[], Epoch]:
@@ -38,12 +42,15 @@ def lanes(config: RunConfig, data: Data, count: int) -> Callable[[], Epoch]:
 
 
 def limit(config: RunConfig, data: Data, part: str = "both") -> Callable[[], Epoch]:
-    """An epoch's matrix products alone, its optimizer arithmetic alone, or both: what no loop can do without.
+    """An epoch's matrix products with its norms, its optimizer arithmetic, or both: what no loop over torch does without.
 
-    Products read and write the same buffers again and again; whatever else a step does comes on top.
+    They read and write the same buffers again and again; whatever else a step does comes on top. Norms are torch's kernels.
     """
     arch, rule = architecture(config), OPTIMIZERS[config.optimizer]
     shapes = [(p.features, p.layer.size) for p in arch.layers if isinstance(p.layer, Linear)]
+    norms = [
+        NORM_KERNELS[p.layer.__class__](config.batch_size, p.features) for p in arch.layers if p.layer.__class__ in NORM_KERNELS
+    ]
     steps, batch = math.ceil(len(data.train) / config.batch_size), config.batch_size
 
     def start() -> Epoch:
@@ -52,9 +59,8 @@ def limit(config: RunConfig, data: Data, part: str = "both") -> Callable[[], Epo
         w = [torch.rand(1, n, m, generator=generator) for n, m in shapes]
         y = [torch.empty(1, batch, m) for _, m in shapes]
         dw, dx = [torch.empty_like(t) for t in w], [torch.empty_like(t) for t in x]
-        size = arch.parameters
-        weights, gradient, spare = (torch.rand(size, generator=generator) for _ in range(3))
-        moments = tuple(torch.rand(size, generator=generator) for _ in rule.moments)
+        weights, gradient, spare = (torch.rand(arch.parameters, generator=generator) for _ in range(3))
+        moments = tuple(torch.rand(arch.parameters, generator=generator) for _ in rule.moments)
         row = Row(weights, gradient, moments, torch.ones(()), spare, 1e-6, 0.0)
 
         def epoch() -> float:
@@ -67,6 +73,8 @@ def limit(config: RunConfig, data: Data, part: str = "both") -> Callable[[], Epo
                             torch.bmm(x[i].mT, y[i], out=dw[i])
                             if i:
                                 torch.bmm(y[i], w[i].mT, out=dx[i])
+                        for norm in norms:
+                            norm()
                     if part != "products":
                         rule.step(row)
                 return time.perf_counter() - began
@@ -74,3 +82,72 @@ def limit(config: RunConfig, data: Data, part: str = "both") -> Callable[[], Epo
         return epoch
 
     return start
+
+
+def _batch_norm(batch: int, features: int) -> Callable[[], None]:
+    x, dy, weight, mean, var = torch.rand(batch, features), torch.rand(batch, features), *torch.rand(3, features)
+
+    def both_ways() -> None:
+        _, save_mean, save_inv = aten.native_batch_norm(x, weight, weight, mean, var, True, 0.1, 1e-5)
+        aten.native_batch_norm_backward(dy, x, weight, mean, var, save_mean, save_inv, True, 1e-5, [True, True, True])
+
+    return both_ways
+
+
+def _layer_norm(batch: int, features: int) -> Callable[[], None]:
+    x, dy, weight = torch.rand(batch, features), torch.rand(batch, features), torch.rand(features)
+
+    def both_ways() -> None:
+        _, mean, inv = aten.native_layer_norm(x, [features], weight, weight, 1e-5)
+        aten.native_layer_norm_backward(dy, x, [features], mean, inv, weight, weight, [True, True, True])
+
+    return both_ways
+
+
+NORM_KERNELS: Mapping[type, Callable[[int, int], Callable[[], None]]] = {
+    BatchNorm: _batch_norm,
+    BatchNormScratch: _batch_norm,
+    LayerNorm: _layer_norm,
+    LayerNormScratch: _layer_norm,
+    RMSNorm: _layer_norm,
+}
+
+
+def step(config: RunConfig, data: Data, count: int) -> Mapping[str, float]:
+    """Microseconds of each part of a step for each lane, by the calls that the loop makes; the clock itself is in them."""
+    configs = [config.replace(seed=seed, epochs=1000, dataset=data.name) for seed in range(count)]
+    optimizer, times, clock = OPTIMIZERS[config.optimizer], defaultdict[str, float](float), time.perf_counter
+    with exact_arithmetic():
+        stack = Stack.of(architecture(config), configs, data)
+        for _ in range(2):  # the first warms up
+            times.clear()
+            stack.epoch += 1
+            stack.reseed_dropout()
+            last, taken = clock(), 0
+
+            def lap(part: str) -> None:
+                nonlocal last
+                times[part] += (now := clock()) - last
+                last = now
+
+            for batch in (batches := stack.batches()):
+                lap("gather the images")
+                x, sites = batch.inputs, stack.network.sites(batch.inputs.shape[1])
+                for number, (layer, at) in enumerate(sites):
+                    x = layer.forward(at, x, True)
+                    lap(f"{number} {type(layer).__name__}, forward")
+                torch.log_softmax(x, -1, out=batch.log_p)
+                dy = logit_gradient(batch.d_log_p, batch.log_p, batch.dlogits)
+                lap("loss and its gradient")
+                for number, (layer, at) in reversed(list(enumerate(sites))):
+                    dy = layer.backward(at, dy)
+                    lap(f"{number} {type(layer).__name__}, gradient")
+                stack.steps += 1
+                for row in stack.rows:
+                    optimizer.step(row)
+                lap(config.optimizer)
+                taken += 1
+            for lane in range(count):
+                batches.curves(lane)
+            lap("loss and accuracy, summed up")
+    return {part: seconds / taken / count * 1e6 for part, seconds in times.items()}

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from benchmarks.contest import Epoch
 from harness.architecture import build_network
 from harness.config import RunConfig
-from harness.data import Data, _torchvision
+from harness.data import Data, torchvision_module
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -35,7 +35,7 @@ def notebook(config: RunConfig, steps: int = 0) -> Callable[[], Epoch]:
     """
 
     def start() -> Epoch:
-        torchvision = _torchvision()
+        torchvision = torchvision_module()
         from torchvision import transforms
 
         parts: list[Any] = [transforms.ToTensor()]

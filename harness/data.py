@@ -230,7 +230,7 @@ def _download(name: str, source: Source, folder: Path, missing: set[str]) -> Non
     lock = Path(tempfile.gettempdir()) / f"harness-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.lock"
     try:
         with FileLock(lock), _socket_timeout(DOWNLOAD_SECONDS):
-            torchvision = _torchvision()
+            torchvision = torchvision_module()
             dataset = getattr(torchvision, source.torchvision)
             for archive, md5 in dataset.resources:
                 if missing & {archive, archive.removesuffix(".gz")}:
@@ -267,7 +267,7 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
 _schemas: list[torch.library.Library] = []  # torch forgets schemas whose Library is collected
 
 
-def _torchvision() -> types.ModuleType:
+def torchvision_module() -> types.ModuleType:
     """torchvision.datasets, also beside a CPU-only torch.
 
     torchvision's wheel is built for CUDA. Beside a CPU-only torch its compiled operators do not load, and its Python stops at

@@ -15,6 +15,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -313,6 +314,10 @@ class RunLog:
         The same files go to a logged model of the experiment, where MLflow keeps models, and to the run's own artifacts,
         where people look for them.
         """
+        if find_spec("pytorch_lightning"):  # where that is installed, mlflow imports it, and it torchvision
+            from harness.data import torchvision_module
+
+            torchvision_module()
         import mlflow.pytorch
 
         client, experiment = self.store.client, self.run.info.experiment_id
