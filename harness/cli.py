@@ -104,8 +104,9 @@ def cli() -> None:
 @cli.command()
 @click.option("--resume", metavar="RUN_ID", help="Go on with a run that was killed; its config is its own.")
 @click.option("--no-health", is_flag=True, help="Do not probe the hidden layers; losses and weights are the same.")
+@click.option("--profile", metavar="FILE", help="Profile the first epoch into FILE.json, for ui.perfetto.dev.")
 @parameters
-def train(resume: str | None, no_health: bool, **given: str | None) -> None:
+def train(resume: str | None, no_health: bool, profile: str | None, **given: str | None) -> None:
     """Train one combination of init, act, norm, optimizer and seed."""
     asked = {name: text for name, text in given.items() if text is not None}
     if resume is not None:
@@ -114,10 +115,16 @@ def train(resume: str | None, no_health: bool, **given: str | None) -> None:
     else:
         config = RunConfig(**asked)
         config.layers()  # a wrong layer list is found before two seconds of imports
-    from harness import launch
+    from harness import launch, profiling
 
     with EpochLines() as lines:
-        common: dict[str, Any] = {"probe": not no_health, "report": lines, "say": lines.say}
+        profiled = profiling.OneEpoch(Path(profile), lines.say) if profile else lambda done: None
+
+        def report(done: EpochRecord, epochs: int) -> None:
+            lines(done, epochs)
+            profiled(done)
+
+        common: dict[str, Any] = {"probe": not no_health, "report": report, "say": lines.say}
         if resume is not None:
             result = launch.resume(resume, data_dir=asked.get("data_dir"), **common)
         else:
