@@ -33,16 +33,17 @@ def main() -> None:
     parser.add_argument("--data-dir", default=RunConfig().data_dir, help="torchvision root; without MNIST there: mnist_5k")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("benchmark"), help="writes OUTPUT.md and OUTPUT.json")
-    parser.add_argument("--only", default="", help="contenders whose name has this in it")
+    parser.add_argument("--dataset", default="auto", choices=("auto", "mnist", "mnist_5k"))
+    parser.add_argument("--only", action="append", help="only contenders whose name has this in it; again for more")
     asked = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     torch.set_num_threads(1)
     say = print
-    data = load("auto", asked.data_dir, "unit", say)
+    data = load(asked.dataset, asked.data_dir, "unit", say)
     config = RunConfig(dataset=data.name, data_dir=asked.data_dir, optimizer="adam")
-    field = [c for c in contenders(config, data, say) if asked.only in c.name]
+    field = [c for c in contenders(config, data, say) if not asked.only or any(part in c.name for part in asked.only)]
     times = contest(field, asked.rounds, say)
     os.sched_setaffinity(0, cores)
     found: dict[str, Any] = {"machine": machine(), "data": data.name, "epochs": {n: vars(t) for n, t in times.items()}}
