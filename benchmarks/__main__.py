@@ -73,7 +73,7 @@ def contenders(config: RunConfig, data: Data, say: Callable[[str], None]) -> Ite
     yield Contender(LIMIT, limit(config, data))
     yield Contender("limit, adam: products alone", limit(config, data, "products"))
     yield Contender("limit, adam: update alone", limit(config, data, "update"))
-    for count in (1, 3, 6, 12):
+    for count in (1, 3, 5, 6, 12):
         yield ours("adam", config, count, notebook=NOTEBOOK, least=LIMIT)
     for optimizer in sorted(set(OPTIMIZERS) - {"adam"}):
         other = config.replace(optimizer=optimizer)
@@ -135,7 +135,7 @@ def table(found: Mapping[str, Any], field: Sequence[Contender], times: Mapping[s
         yield f"| the notebook's way, extrapolated: its epoch times {10 * whole['runs']} | {by_hand_seconds:.0f} s |"
         yield f"| that / wall time | {by_hand_seconds / whole['seconds']:.1f} |"
     yield from (f"| share of {whole['workers']} cores' time: {name} | {share:.1%} |" for name, share in whole["shares"].items())
-    yield f"| memory of the largest process | {whole['largest_process_mib']:.0f} MiB |"
+    yield f"| memory of the largest worker | {whole['largest_worker_mib']:.0f} MiB |"
 
 
 if __name__ == "__main__":

@@ -104,16 +104,19 @@ def _evaluations(config: RunConfig, rounds: int) -> dict[str, float]:
 
 
 def matrix(study: Study, dataset: str, data_dir: str, costs: Mapping[str, float]) -> dict[str, Any]:
-    """The study from its command line on all cores: wall seconds, what share of them trained, the largest process."""
+    """The study from its command line on all cores: wall seconds, what share of them trained, the memory of a worker.
+
+    Workers are forks and share the libraries that they were born with: their memory is counted proportionally (PSS).
+    """
     with store():
         command = (sys.executable, "-m", "harness", "study", study.name, "--dataset", dataset, "--data-dir", data_dir)
         began, largest = time.perf_counter(), 0
         driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         while driver.poll() is None:
             with suppress(psutil.Error):
-                family = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
-                largest = max(largest, *(process.memory_info().rss for process in family))
-            time.sleep(0.2)
+                workers = [w for child in psutil.Process(driver.pid).children() for w in child.children()]
+                largest = max([largest, *(worker.memory_full_info().pss for worker in workers)])
+            time.sleep(1)
         seconds = time.perf_counter() - began
         if driver.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {driver.returncode}")
@@ -125,4 +128,4 @@ def matrix(study: Study, dataset: str, data_dir: str, costs: Mapping[str, float]
     }
     shares = {name: spent / (seconds * CPU_COUNT) for name, spent in core_seconds.items()}
     shares["all else: imports, store, logging, checkpoints, figures, scheduling, idle cores"] = 1 - sum(shares.values())
-    return {"seconds": seconds, "workers": CPU_COUNT, "runs": runs, "shares": shares, "largest_process_mib": largest / 2**20}
+    return {"seconds": seconds, "workers": CPU_COUNT, "runs": runs, "shares": shares, "largest_worker_mib": largest / 2**20}

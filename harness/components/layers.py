@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-aten = torch.ops.aten
-
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -149,6 +147,6 @@ def label_gradient(labels: Tensor, log_p: Tensor) -> Tensor:
 def logit_gradient(d_log_p: Tensor, log_p: Tensor, out: Tensor) -> Tensor:
     """Back through log_softmax: d_log_p - softmax sum(d_log_p)."""
     if out.is_contiguous():
-        return aten._log_softmax_backward_data.out(d_log_p, log_p, -1, log_p.dtype, out=out)
+        return torch._log_softmax_backward_data(d_log_p, log_p, -1, log_p.dtype, out=out)
     # torch 2.13 takes no notice of the strides of `out` and leaves it wrong
-    return out.copy_(aten._log_softmax_backward_data(d_log_p, log_p, -1, log_p.dtype))
+    return out.copy_(torch._log_softmax_backward_data(d_log_p, log_p, -1, log_p.dtype))
