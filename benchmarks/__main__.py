@@ -36,7 +36,6 @@ def main() -> None:
     parser.add_argument("--dataset", default="auto", choices=("auto", "mnist", "mnist_5k"))
     parser.add_argument("--only", action="append", help="only contenders whose name has this in it; again for more")
     asked = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     torch.set_num_threads(1)
@@ -45,11 +44,11 @@ def main() -> None:
     config = RunConfig(dataset=data.name, data_dir=asked.data_dir, optimizer="adam")
     field = [c for c in contenders(config, data, say) if not asked.only or any(part in c.name for part in asked.only)]
     times = contest(field, asked.rounds, say)
+    steps = {} if asked.only else {count: step(config, data, count) for count in (1, 3)}
     os.sched_setaffinity(0, cores)
     found: dict[str, Any] = {"machine": machine(), "data": data.name, "epochs": {n: vars(t) for n, t in times.items()}}
     if not asked.only:
-        found["step"] = {count: step(config, data, count) for count in (1, 3)}
-        os.sched_setaffinity(0, cores)
+        found["step"] = steps
         found["around"] = around.costs(asked.rounds, asked.data_dir, data.name)
         found["matrix"] = around.matrix(Study.read("matrix"), data.name, asked.data_dir, found["around"])
     asked.output.with_suffix(".json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -63,7 +62,7 @@ def contenders(config: RunConfig, data: Data, say: Callable[[str], None]) -> Ite
 
     def ours(what: str, changed: RunConfig, count: int, data: Data = data, notebook: str = "", least: str = "") -> Contender:
         name = f"harness, {count} lane{'s' if count > 1 else ''}, {what}"
-        return Contender(name, lanes(changed, data, count), notebook, least)
+        return Contender(name, lanes(changed, data, count), notebook, least, count)
 
     if data.name == "mnist":
         yield Contender(NOTEBOOK, notebook(config), NOTEBOOK)

@@ -20,6 +20,7 @@ class Contender:
     start: Callable[[], Epoch]
     notebook: str = ""  # the contender that trains the same network as the notebook does
     limit: str = ""  # and the least that its arithmetic takes
+    runs: int = 1  # that train at once
 
 
 @dataclass(frozen=True)
@@ -55,4 +56,5 @@ def contest(contenders: Sequence[Contender], rounds: int, say: Callable[[str], N
         for name, epoch in epochs.items():
             times[name].append(epoch())
             say(f"round {turn + 1}/{rounds}  {name:<44} {times[name][-1]:8.4f} s")
-    return {name: Times(found, max(start[name] - statistics.median(found), 0.0)) for name, found in times.items()}
+    runs = {contender.name: contender.runs for contender in contenders}
+    return {name: Times(found, max(start[name] - runs[name] * statistics.median(found), 0.0)) for name, found in times.items()}

@@ -59,9 +59,9 @@ def limit(config: RunConfig, data: Data, part: str = "both") -> Callable[[], Epo
         w = [torch.rand(1, n, m, generator=generator) for n, m in shapes]
         y = [torch.empty(1, batch, m) for _, m in shapes]
         dw, dx = [torch.empty_like(t) for t in w], [torch.empty_like(t) for t in x]
-        weights, gradient, spare = (torch.rand(arch.parameters, generator=generator) for _ in range(3))
+        weights, gradient = (torch.rand(arch.parameters, generator=generator) for _ in range(2))
         moments = tuple(torch.rand(arch.parameters, generator=generator) for _ in rule.moments)
-        row = Row(weights, gradient, moments, torch.ones(()), spare, 1e-6, 0.0)
+        row = Row(weights, gradient, moments, torch.ones(()), 1e-6, 0.0)
 
         def epoch() -> float:
             with exact_arithmetic():

@@ -28,11 +28,8 @@ def network(config: RunConfig) -> nn.Module:
     return build_network(config).train()
 
 
-def notebook(config: RunConfig, steps: int = 0) -> Callable[[], Epoch]:
-    """torchvision's dataset, ToTensor for every image, a DataLoader, torch.optim and `.item()` at every step.
-
-    With `steps`, that many are timed and the epoch is extrapolated from them.
-    """
+def notebook(config: RunConfig) -> Callable[[], Epoch]:
+    """torchvision's dataset, ToTensor for every image, a DataLoader, torch.optim and `.item()` at every step."""
 
     def start() -> Epoch:
         torchvision = torchvision_module()
@@ -47,7 +44,7 @@ def notebook(config: RunConfig, steps: int = 0) -> Callable[[], Epoch]:
         optimizer = OPTIMIZERS[config.optimizer](model.parameters(), lr=config.lr)
 
         def epoch() -> float:
-            total, correct, done, began = 0.0, 0, 0, time.perf_counter()
+            total, correct, began = 0.0, 0, time.perf_counter()
             for inputs, labels in loader:
                 optimizer.zero_grad()
                 logits = model(inputs)
@@ -56,10 +53,7 @@ def notebook(config: RunConfig, steps: int = 0) -> Callable[[], Epoch]:
                 optimizer.step()
                 total += loss.item()
                 correct += int((logits.argmax(1) == labels).sum().item())
-                done += 1
-                if done == steps:
-                    break
-            return (time.perf_counter() - began) * len(loader) / done
+            return time.perf_counter() - began
 
         return with_autograd(epoch)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -63,11 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run() -> None:
-    """`main` as a process of its own: it flushes and leaves, and Python need not take a second or two to end its libraries."""
+    """`main` as a process of its own: it cleans up and leaves; for Python to end its libraries takes a second or two."""
     try:
         main()
     except SystemExit as end:
-        for stream in (sys.stdout, sys.stderr):
+        atexit._run_exitfuncs()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
             with suppress(OSError, ValueError):  # whoever read it is gone
                 stream.flush()
         os._exit(end.code if isinstance(end.code, int) else FAILED)
@@ -104,12 +106,14 @@ def cli() -> None:
 @cli.command()
 @click.option("--resume", metavar="RUN_ID", help="Go on with a run that was killed; its config is its own.")
 @click.option("--no-health", is_flag=True, help="Do not probe the hidden layers; losses and weights are the same.")
-@click.option("--profile", metavar="FILE", help="Profile the first epoch into FILE.json, for ui.perfetto.dev.")
+@click.option("--profile", metavar="FILE.json", help="Profile the first epoch into this file, for ui.perfetto.dev.")
 @parameters
 def train(resume: str | None, no_health: bool, profile: str | None, **given: str | None) -> None:
     """Train one combination of init, act, norm, optimizer and seed."""
     asked = {name: text for name, text in given.items() if text is not None}
     if resume is not None:
+        if profile is not None:
+            raise InputError("--profile cannot go with --resume: it profiles the first epoch")
         if extra := sorted(set(asked) - {"data_dir"}):
             raise InputError(f"--{extra[0]} cannot go with --resume: the run keeps its own config")
     else:
@@ -118,7 +122,7 @@ def train(resume: str | None, no_health: bool, profile: str | None, **given: str
     from harness import launch, profiling
 
     with EpochLines() as lines:
-        profiled = profiling.OneEpoch(Path(profile), lines.say) if profile else lambda done: None
+        profiled = profiling.OneEpoch(Path(profile), lines.say) if profile is not None else lambda done: None
 
         def report(done: EpochRecord, epochs: int) -> None:
             lines(done, epochs)
@@ -154,6 +158,7 @@ def study(study: str, dry_run: bool, workers: str, scheduler: str | None, **give
         raise InputError(refusal("workers", workers, "a whole number from 0, or auto: one a core"))
     overrides = _overrides(given)
     wanted = Study.read(study).override(**overrides)
+    launcher = None if dry_run else os.environ.pop("MLFLOW_RUN_ID", None)
     if workers != "0" and not dry_run and scheduler is None:
         nursery.begin()  # it imports while this process does
     from harness import driver
@@ -162,7 +167,6 @@ def study(study: str, dry_run: bool, workers: str, scheduler: str | None, **give
         processes = None if workers == "auto" else int(workers)
         _say(driver.preview(wanted, processes, scheduler, given["share"], _say))
         return
-    launcher = os.environ.pop("MLFLOW_RUN_ID", None)
     with StudyLines() as lines:
         result = driver.run_study(
             wanted,

@@ -18,7 +18,7 @@ from uuid import uuid4
 import dask
 import torch
 from dask.system import CPU_COUNT
-from distributed import Client, KilledWorker, LocalCluster, get_worker, rpc
+from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin, get_worker, rpc
 from distributed.worker import thread_state  # type: ignore[attr-defined]
 
 from harness import nursery
@@ -116,13 +116,13 @@ def _local(workers: int) -> Iterator[Client]:
         finally:
             # checkpoints are whole at any moment, and saying goodbye takes a second, four where a worker is busy
             for nanny in cluster.workers.values():
-                with suppress(OSError, TypeError):
+                with suppress(OSError, TypeError, AttributeError):  # gone, being born, no such signal
                     os.kill(nanny.pid, signal.SIGKILL)
 
 
 def _started(workers: int) -> LocalCluster:
     """A cluster of this machine. It does not start where a worker dies at birth: then once more."""
-    quiet: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
+    quiet: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL, "plugins": (Deaf(),)}
     nursery.begin()
     for _ in range(2):
         try:
@@ -131,6 +131,14 @@ def _started(workers: int) -> LocalCluster:
             why = _line(error)
     hint = 'a script must call run_study under if __name__ == "__main__": or with workers=0'
     raise EngineError(f"worker processes do not start: {why}; {hint}")
+
+
+class Deaf(WorkerPlugin):
+    """A terminal sends Ctrl-C to all of its processes; that it ends a study is for the driver to see to."""
+
+    def setup(self, worker: Any) -> None:
+        """In each worker, also one that takes a dead one's place, however it was born."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _trained(client: Client, works: Sequence[Work], tell: Tell) -> Generator[tuple[Work, Came]]:

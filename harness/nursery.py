@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
 import sys
+from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
 
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"
@@ -16,20 +18,30 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 def begin() -> None:
     """Start that process if it is not there. Whoever starts it before its own imports has workers as soon as they are done.
 
-    It is no copy of its caller, and so knows nothing of the threads there. Interrupts stay blocked in it and in its forks: a
-    terminal sends Ctrl-C to all, and what it ends is for the driver to see to.
+    It is no copy of its caller, and so knows nothing of the threads there; code and environment are those of this moment.
+    Interrupts stay blocked in it and in its forks: a terminal sends Ctrl-C to all, and what it ends is for the driver to
+    see to.
     """
     if METHOD == "spawn":
         return
     multiprocessing.get_context(METHOD).set_forkserver_preload(IMPORTS)
     before = dict(os.environ)
     os.environ.update(ONE_THREAD)  # read at import: a process that has started threads should not be forked
+    # what it imports is what is imported here, whatever lies in the working directory
+    os.environ.update(PYTHONSAFEPATH="1", PYTHONPATH=os.pathsep.join(path or os.getcwd() for path in sys.path))
     resource_tracker.ensure_running()  # or else the other would start it, and it unblocks interrupts
     unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-        for name in ONE_THREAD:
-            os.environ.pop(name)
+        os.environ.clear()
         os.environ.update(before)
+    atexit.register(_end, getattr(forkserver._forkserver, "_forkserver_pid", None))
+
+
+def _end(pid: int | None) -> None:
+    """Else it would hear of its caller's end only after its imports, and hold the output open until then."""
+    with suppress(OSError):
+        if pid:
+            os.kill(pid, signal.SIGKILL)

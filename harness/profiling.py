@@ -22,8 +22,8 @@ class OneEpoch:
     """
 
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        if path.suffix != ".json" or path.is_dir() or not path.parent.is_dir():
-            raise InputError(refusal("profile", str(path), "FILE.json in a folder that is there"))
+        if path.suffix != ".json" or path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise InputError(refusal("profile", str(path), "FILE.json in a folder that is there and can be written"))
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it tells of its own start and end
         self.path, self.say = path, say
         self.profiler, self.heard = profile(), 0

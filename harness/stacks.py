@@ -45,8 +45,10 @@ def room() -> int:
 def widest(plan: Plan) -> int:
     """How many lanes of such runs train fastest: as many as have their weights, gradients and batches in the cache.
 
-    Moments do not count: an update passes over them once.
+    Moments do not count: an update passes over them once. A GPU has no such cache: as many as there may be.
     """
+    if plan.config.device != "cpu":
+        return MOST_LANES
     flowing = plan.config.batch_size * sum(placed.features for placed in plan.arch.layers)
     return max(1, min(MOST_LANES, room() // (4 * (2 * plan.arch.parameters + flowing))))
 
@@ -59,7 +61,7 @@ def pack(plans: Iterable[Plan], workers: int) -> list[list[Plan]]:
         shapes.setdefault((*shape, plan.data.digest), []).append(plan)
     cuts = [
         [part for group in shapes.values() for part in _cut(group, min(width, widest(group[0])))]
-        for width in range(MOST_LANES, 0, -1)
+        for width in range(max((widest(group[0]) for group in shapes.values()), default=1), 0, -1)
     ]
     best = min(cuts, key=lambda cut: makespan(cut, workers))
     return sorted(best, key=_seconds, reverse=True)

@@ -74,9 +74,9 @@ class Stack:
         for k, config in enumerate(configs):
             network.load(k, initial_state(arch, config.init, config.seed))
         moments = [torch.zeros_like(network.weights) for _ in OPTIMIZERS[first.optimizer].moments]
-        spare, steps = torch.zeros_like(network.weights[0]), torch.zeros((), device=first.device)
+        steps = torch.zeros((), device=first.device)
         rows = [
-            Row(network.weights[k], network.gradients[k], tuple(m[k] for m in moments), steps, spare, c.lr, c.weight_decay)
+            Row(network.weights[k], network.gradients[k], tuple(m[k] for m in moments), steps, c.lr, c.weight_decay)
             for k, c in enumerate(configs)
         ]
         parts = [subsets(config, len(data.train)) for config in configs]

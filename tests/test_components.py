@@ -307,7 +307,7 @@ TORCH_OPTIMIZERS = {
 def row_of(weights: Tensor, name: str, lr: float, weight_decay: float) -> Row:
     zeros = torch.zeros_like
     moments = tuple(zeros(weights) for _ in OPTIMIZERS[name].moments)
-    return Row(weights, zeros(weights), moments, torch.zeros(()), zeros(weights), lr, weight_decay)
+    return Row(weights, zeros(weights), moments, torch.zeros(()), lr, weight_decay)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01, 0.3])
@@ -352,7 +352,6 @@ def test_optimizer_of_a_lane_has_the_bits_that_it_has_alone(name: str, weight_de
                 flat[0][k],
                 tuple(m[k] for m in flat[1:]),
                 torch.zeros(()),
-                torch.zeros_like(weights[0]),
                 0.1,
                 weight_decay,
             )

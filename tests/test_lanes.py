@@ -236,3 +236,12 @@ def test_lane_of_every_width_has_the_bits_of_the_run_alone(batch: int) -> None:
         (1, 2, 3, 8, 15, 16, 17, 32, 64, 100, 127, 128, 129, 256, 300), ("none", "batchnorm", "rmsnorm")
     ):
         check_lanes(quick(hidden_dim=hidden, norm=norm, batch_size=batch, epochs=1, max_batches=2), [2, 3])
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_lane_that_overflows_leaves_its_neighbours_alone(optimizer: str) -> None:
+    config = quick(optimizer=optimizer, act="identity")
+    wild = config.replace(lr=1e30)
+    (wanted,) = results([config])
+    assert results([wild, config])[1] == wanted
+    assert results([config, wild])[0] == wanted

@@ -39,6 +39,6 @@ def test_profile_has_the_calls_of_one_epoch_and_leaves_every_bit(tmp_path: Path)
 @pytest.mark.parametrize("name", ["missing/trace.json", "trace.txt", "", "folder.json"])
 def test_file_that_cannot_be_written_is_refused_before_the_run(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(InputError, match=r"profile=.*allowed: FILE\.json in a folder that is there"):
+    with pytest.raises(InputError, match=r"profile=.*allowed: FILE\.json in a folder that is there and can be written"):
         OneEpoch(tmp_path / name, print)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.json"]

@@ -23,7 +23,6 @@ class Row(NamedTuple):
     gradient: Tensor
     moments: tuple[Tensor, ...]
     steps: Tensor  # ()
-    spare: Tensor
     lr: float
     weight_decay: float
 
@@ -50,7 +49,8 @@ class SGD:
 class RMSprop:
     """v <- alpha v + (1 - alpha) g^2, w <- w - lr g / (sqrt(v) + eps).
 
-    It is Adam without the first mean (beta1 = 0) and so late that nothing is left to correct: one fused pass, not five.
+    It is Adam without the first mean (beta1 = 0: it is the gradient, and lies there) and so late that nothing is left to
+    correct: one fused pass, not five.
     """
 
     alpha: float = 0.99
@@ -59,7 +59,7 @@ class RMSprop:
 
     def step(self, row: Row) -> None:
         torch._fused_adam_(
-            [row.weights], [row.gradient], [row.spare], list(row.moments), [], [_late(row.weights.device)], lr=row.lr,
+            [row.weights], [row.gradient], [row.gradient], list(row.moments), [], [_late(row.weights.device)], lr=row.lr,
             beta1=0.0, beta2=self.alpha, weight_decay=row.weight_decay, eps=self.eps, amsgrad=False, maximize=False,
         )  # fmt: skip
 
