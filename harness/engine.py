@@ -110,14 +110,17 @@ def _check(client: Client, scheduler: str, configs: Sequence[RunConfig]) -> None
 def _local(workers: int) -> Iterator[Client]:
     """Worker processes of this machine, one thread each; they die with this process."""
     born = {"distributed.worker.multiprocessing-method": nursery.METHOD}  # those too that take a dead one's place
-    with dask.config.set(born), _started(workers) as cluster, Client(cluster) as client:
-        try:
-            yield client
-        finally:
-            # checkpoints are whole at any moment, and saying goodbye takes a second, four where a worker is busy
-            for nanny in cluster.workers.values():
-                with suppress(OSError, TypeError, AttributeError):  # gone, being born, no such signal
-                    os.kill(nanny.pid, signal.SIGKILL)
+    try:
+        with dask.config.set(born), _started(workers) as cluster, Client(cluster) as client:
+            try:
+                yield client
+            finally:
+                # checkpoints are whole at any moment, and saying goodbye takes a second, four where a worker is busy
+                for nanny in cluster.workers.values():
+                    with suppress(OSError, TypeError, AttributeError):  # gone, being born, no such signal
+                        os.kill(nanny.pid, signal.SIGKILL)
+    finally:
+        nursery.end()
 
 
 def _started(workers: int) -> LocalCluster:

@@ -9,6 +9,7 @@ import signal
 import sys
 from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
+from typing import Any
 
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 IMPORTS = ["harness.engine", "mlflow.store.tracking.sqlalchemy_store"]  # the second: what a sqlite store imports when opened
@@ -37,11 +38,16 @@ def begin() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         os.environ.clear()
         os.environ.update(before)
-    atexit.register(_end, getattr(forkserver._forkserver, "_forkserver_pid", None))
+    atexit.register(end)
 
 
-def _end(pid: int | None) -> None:
-    """Else it would hear of its caller's end only after its imports, and hold the output open until then."""
-    with suppress(OSError):
-        if pid:
-            os.kill(pid, signal.SIGKILL)
+def end() -> None:
+    """Stop it, so that the next one is of the code and environment of its own time.
+
+    Left alone it would hear of its caller's end only after its imports, and hold the output open until then.
+    """
+    server: Any = forkserver._forkserver
+    if METHOD == "forkserver" and server._forkserver_pid:
+        with suppress(OSError):  # dead already
+            os.kill(server._forkserver_pid, signal.SIGKILL)
+            server._stop()
