@@ -1,0 +1,77 @@
+"""The process that workers are forks of: it moves nothing in its caller, and nothing is left of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness import nursery
+
+STUDY = """
+name = "tiny"
+question = "?"
+design = "list"
+seeds = [0]
+metric = "final/test_loss"
+matters = 0.1
+[base]
+dataset = "mnist_5k"
+epochs = 1
+max_batches = 1
+[[variants]]
+name = "a"
+"""
+
+
+@pytest.fixture
+def born() -> Iterator[psutil.Process]:
+    """That process; this one has no other that was started so."""
+    before = set(psutil.Process().children())
+    nursery.begin()
+    (process,) = (p for p in set(psutil.Process().children()) - before if "forkserver" in " ".join(p.cmdline()))
+    yield process
+    nursery.end()
+
+
+def test_it_leaves_environment_and_signals_of_its_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    nursery.begin()
+    nursery.end()
+    assert dict(os.environ) == before
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_it_is_started_once_and_ended_for_good(born: psutil.Process) -> None:
+    nursery.begin()
+    assert born.is_running()
+    nursery.end()
+    assert not born.is_running()
+    nursery.end()
+
+
+def test_an_interrupt_does_not_reach_it(born: psutil.Process) -> None:
+    born.send_signal(signal.SIGINT)
+    with pytest.raises(psutil.TimeoutExpired):
+        born.wait(0.5)
+
+
+@pytest.mark.slow
+def test_it_imports_what_its_driver_imports_whatever_lies_in_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(STUDY, encoding="utf-8")
+    for name in ("harness", "torch", "queue"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('not this one')\n", encoding="utf-8")
+    command = "import sys; sys.path.pop(0); from harness.cli import run; sys.argv[1:] = ['study', 'study.toml']; run()"
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    environment["PYTHONPATH"] = str(Path(nursery.__file__).resolve().parent.parent)
+    done = subprocess.run([sys.executable, "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 of 1 cells, 1 now" in done.stdout
