@@ -35,6 +35,8 @@ def commands(page: Path) -> list[str]:
 
 def parsed(arguments: list[str]) -> None:
     """Parse a command line as `harness` does, without running it."""
+    if arguments == ["--help"]:
+        return
     command = cli.cli.get_command(click.Context(cli.cli), arguments[0])
     assert command is not None, arguments
     rest = [argument for argument in arguments[1:] if argument != "--help"]
