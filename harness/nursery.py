@@ -26,18 +26,20 @@ def begin() -> None:
     if METHOD == "spawn":
         return
     multiprocessing.get_context(METHOD).set_forkserver_preload(IMPORTS)
-    before = dict(os.environ)
-    os.environ.update(ONE_THREAD)  # read at import: a process that has started threads should not be forked
-    # what it imports is what is imported here, whatever lies in the working directory
-    os.environ.update(PYTHONSAFEPATH="1", PYTHONPATH=os.pathsep.join(path or os.getcwd() for path in sys.path))
+    # one thread is read at import: a process that has started threads should not be forked;
+    # the path is what is imported from here, whatever lies in the working directory
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    wanted = {**ONE_THREAD, "PYTHONSAFEPATH": "1", "PYTHONPATH": path}
+    before = {name: os.environ.get(name) for name in wanted}
     resource_tracker.ensure_running()  # or else the other would start it, and it unblocks interrupts
     unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    os.environ.update(wanted)
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-        os.environ.clear()
-        os.environ.update(before)
+        for name, value in before.items():  # only these: other threads may be reading the rest
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
     atexit.register(end)
 
 
