@@ -88,7 +88,7 @@ def _run(config: RunConfig) -> dict[str, float]:
         times[END] = timed(lambda: recorder.finish(stack, 0))
         end = time.perf_counter()
         model = as_module(plan.arch, stack.network.state(0), 1)
-        times["a run: the network as an MLflow model"] = timed(lambda: log.model(model, plan.data.test.images[:4], 1))
+        times["a run: the network as an MLflow model"] = timed(lambda: log.model(model, plan.data.test[:4].images, 1))
     return times | {"a run of two minibatches, all of it but the model": end - whole}
 
 

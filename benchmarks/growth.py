@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from benchmarks.around import store
 from benchmarks.ours import lanes
 from harness.config import RunConfig
-from harness.data import Data, Split, load
+from harness.data import Data, load
 from harness.driver import run_study
 from harness.frames import history, runs
 from harness.study import Study
@@ -46,7 +46,7 @@ def held() -> int:
 
 def samples(config: RunConfig, data: Data, count: int, rounds: int) -> Mapping[str, float]:
     """Seconds of an epoch on so many samples."""
-    few = Split(data.train.images[:count], data.train.labels[:count])
+    few = data.train[:count]
     part = Data(data.name, few, data.test, data.files, data.num_classes)
     epoch = lanes(config, part, 3)()
     epoch()

@@ -13,7 +13,7 @@ from benchmarks.contest import Epoch
 from harness.architecture import architecture
 from harness.components.layers import Linear, logit_gradient
 from harness.components.norms import BatchNorm, BatchNormScratch, LayerNorm, LayerNormScratch, RMSNorm
-from harness.components.optimizers import OPTIMIZERS, Row
+from harness.components.optimizers import OPTIMIZERS, Rows
 from harness.config import RunConfig
 from harness.data import Data
 from harness.training import Stack, exact_arithmetic, train
@@ -60,8 +60,8 @@ def limit(config: RunConfig, data: Data, part: str = "both") -> Callable[[], Epo
         y = [torch.empty(1, batch, m) for _, m in shapes]
         dw, dx = [torch.empty_like(t) for t in w], [torch.empty_like(t) for t in x]
         weights, gradient = (torch.rand(arch.parameters, generator=generator) for _ in range(2))
-        moments = tuple(torch.rand(arch.parameters, generator=generator) for _ in rule.moments)
-        row = Row(weights, gradient, moments, torch.ones(()), 1e-6, 0.0)
+        moments = tuple([torch.rand(arch.parameters, generator=generator)] for _ in rule.moments)
+        rows = Rows([weights], [gradient], moments, [torch.ones(())], 1e-6, 0.0)
 
         def epoch() -> float:
             with exact_arithmetic():
@@ -76,7 +76,7 @@ def limit(config: RunConfig, data: Data, part: str = "both") -> Callable[[], Epo
                         for norm in norms:
                             norm()
                     if part != "products":
-                        rule.step(row)
+                        rule.step(rows)
                 return time.perf_counter() - began
 
         return epoch
@@ -143,8 +143,8 @@ def step(config: RunConfig, data: Data, count: int) -> Mapping[str, float]:
                     dy = layer.backward(at, dy)
                     lap(f"{number} {type(layer).__name__}, gradient")
                 stack.steps += 1
-                for row in stack.rows:
-                    optimizer.step(row)
+                for rows in stack.rows:
+                    optimizer.step(rows)
                 lap(config.optimizer)
                 taken += 1
             for lane in range(count):

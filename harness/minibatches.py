@@ -12,6 +12,8 @@ from harness.components.layers import label_gradient
 from harness.data import Split
 from harness.network import lane_buffer
 
+AHEAD = 8  # steps whose pixels are gathered by one call
+
 
 class Batch(NamedTuple):
     """One minibatch of all lanes: buffers, used again for the next, but for `log_p`, which is kept."""
@@ -37,17 +39,20 @@ class Minibatches:
         self.split, self.classes = split, classes
         self.rows = [cut.transpose(0, 1).contiguous() for cut in cuts if cut.numel()]  # (steps, lanes, batch)
         self.labels = [split.labels[rows] for rows in self.rows]
-        self.log_p = [split.images.new_empty(*rows.shape, classes) for rows in self.rows]
+        self.log_p = [torch.empty(*rows.shape, classes, device=rows.device) for rows in self.rows]
 
     def __iter__(self) -> Iterator[Batch]:
+        split, features = self.split, self.split.pixels.shape[1]
         for rows, labels, log_p in zip(self.rows, self.labels, self.log_p, strict=True):
             _, lanes, batch = rows.shape
-            inputs = log_p.new_empty(lanes, batch, self.split.images.shape[1])
+            inputs = log_p.new_empty(lanes, batch, features)
             dlogits = lane_buffer(lanes, (batch, self.classes), log_p)
-            flat, d_log_p = inputs.view(lanes * batch, -1), label_gradient(labels, log_p)
-            for index, its_labels, its_d_log_p, its_log_p in zip(rows.flatten(1), labels, d_log_p, log_p, strict=True):
-                torch.index_select(self.split.images, 0, index, out=flat)
-                yield Batch(inputs, its_labels, its_d_log_p, its_log_p, dlogits)
+            parts = (part.split(AHEAD) for part in (rows, labels, label_gradient(labels, log_p), log_p))
+            for some, *its in zip(*parts, strict=True):
+                gathered = split.pixels.index_select(0, some.flatten()).view(*some.shape, features)
+                for pixels, its_labels, its_d_log_p, its_log_p in zip(gathered, *its, strict=True):
+                    split.scale.write(pixels, inputs)
+                    yield Batch(inputs, its_labels, its_d_log_p, its_log_p, dlogits)
 
     def curves(self, lane: int) -> tuple[float, float]:
         """Mean loss and accuracy of a lane over the samples of the epoch, as they were trained."""

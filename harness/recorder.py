@@ -123,7 +123,7 @@ class Recorder:
         log.text("record.json", record.as_json(plan.config, plan.data, self.environment, digests))
         self._figures(stack, lane)
         if self.models:
-            log.model(as_module(plan.arch, state, int(stack.steps)), plan.data.test.images[:4].cpu(), end.epoch)
+            log.model(as_module(plan.arch, state, int(stack.steps)), plan.data.test[:4].images.cpu(), end.epoch)
         log.tags(
             {
                 **digests,

@@ -57,6 +57,7 @@ class Store:
 
     def __init__(self, uri: str | None = None) -> None:
         self.uri = uri or store_uri()
+        self.experiments: dict[str, str] = {}  # name -> id, of those asked for
         for name in ("mlflow", "alembic"):  # they tell of every table that they create
             logging.getLogger(name).setLevel(logging.WARNING)
         with _refused(self.uri), self._alone(), told(IMPATIENT):
@@ -105,6 +106,8 @@ class Store:
 
     def experiment(self, name: str) -> str:
         """The id of an experiment, created if need be; its artifacts lie beside a sqlite store, wherever a run starts."""
+        if name in self.experiments:
+            return self.experiments[name]
         with _refused(self.uri), self._alone():
             place = None if self.folder is None else (self.folder / "mlruns" / name).as_uri()
             if self.client.get_experiment_by_name(name) is None:
@@ -115,7 +118,7 @@ class Store:
             if found.lifecycle_stage != "active":
                 restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
                 raise StoreError(f"store {self.uri}: experiment {name} was deleted; restore it: {restore}")
-            return str(found.experiment_id)
+            return self.experiments.setdefault(name, str(found.experiment_id))
 
     def create(self, experiment: str, name: str, command: str = "harness train", tags: Mapping[str, object] = {}) -> RunLog:
         """A new run, RUNNING, in an experiment."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from harness import health
 from harness.architecture import Architecture, State, initial_state
 from harness.components.layers import Dropout, logit_gradient
-from harness.components.optimizers import OPTIMIZERS, Row
+from harness.components.optimizers import OPTIMIZERS, Rows
 from harness.config import RunConfig
 from harness.data import Data
 from harness.errors import InputError, refusal
@@ -53,7 +53,8 @@ class Stack:
     configs: Sequence[RunConfig]
     data: Data
     network: Network
-    rows: list[Row]  # what the optimizer updates, a lane each
+    kept: list[Tensor]  # (lanes, parameters) each: the optimizer's moments
+    rows: list[Rows]  # what it updates: the lanes of one lr and weight_decay at a time
     steps: Tensor  # (), taken so far
     train: list[Index]  # of each lane: rows of the training set it learns from
     held_out: list[Index]  # and those it does not
@@ -73,14 +74,20 @@ class Stack:
         lanes = [network.lane(k) for k in range(len(configs))]
         for k, config in enumerate(configs):
             network.load(k, initial_state(arch, config.init, config.seed))
-        moments = [torch.zeros_like(network.weights) for _ in OPTIMIZERS[first.optimizer].moments]
+        kept = [torch.zeros_like(network.weights) for _ in OPTIMIZERS[first.optimizer].moments]
         steps = torch.zeros((), device=first.device)
+        alike: dict[tuple[float, float], list[int]] = {}
+        for k, config in enumerate(configs):
+            alike.setdefault((config.lr, config.weight_decay), []).append(k)
         rows = [
-            Row(network.weights[k], network.gradients[k], tuple(m[k] for m in moments), steps, c.lr, c.weight_decay)
-            for k, c in enumerate(configs)
-        ]
+            Rows(
+                [network.weights[k] for k in ks], [network.gradients[k] for k in ks],
+                tuple([moment[k] for k in ks] for moment in kept), [steps] * len(ks), *shared,
+            )
+            for shared, ks in alike.items()
+        ]  # fmt: skip
         parts = [subsets(config, len(data.train)) for config in configs]
-        return cls(arch, configs, data, network, rows, steps, [p[0] for p in parts], [p[1] for p in parts], lanes=lanes)
+        return cls(arch, configs, data, network, kept, rows, steps, [p[0] for p in parts], [p[1] for p in parts], lanes=lanes)
 
     def batches(self) -> Minibatches:
         """The minibatches of this epoch."""
@@ -100,13 +107,13 @@ class Stack:
     def probe(self, lane: int) -> tuple[Tensor, Tensor]:
         """A lane's fixed probe batch out of what it learns from: inputs (1, n, features), labels (1, n)."""
         rows = stream(self.configs[lane].seed, "probe").permutation(self.train[lane])[: health.PROBE_SAMPLES]
-        index = torch.from_numpy(rows).to(self.configs[0].device)
-        return self.data.train.images[index][None], self.data.train.labels[index][None]
+        some = self.data.train[torch.from_numpy(rows).to(self.configs[0].device)]
+        return some.images[None], some.labels[None]
 
     def moments(self, lane: int) -> dict[str, State]:
         """A copy of a lane's optimizer state, in the weights' names and layout."""
         layout, names = Layout.of(self.arch, "parameters"), OPTIMIZERS[self.configs[0].optimizer].moments
-        return {name: layout.state(row) for name, row in zip(names, self.rows[lane].moments, strict=True)}
+        return {name: layout.state(moment[lane]) for name, moment in zip(names, self.kept, strict=True)}
 
     def restore(self, lane: int, epoch: int, steps: int, state: State, moments: Mapping[str, State]) -> None:
         """Put a lane back where `epoch`, `steps`, `network.state(lane)` and `moments(lane)` were taken.
@@ -117,8 +124,8 @@ class Stack:
             raise ValueError(f"lane {lane} was at epoch {epoch}, the stack is at {self.epoch}")
         self.network.load(lane, state)
         layout, names = Layout.of(self.arch, "parameters"), OPTIMIZERS[self.configs[0].optimizer].moments
-        for name, row in zip(names, self.rows[lane].moments, strict=True):
-            layout.load(row, moments[name])
+        for name, moment in zip(names, self.kept, strict=True):
+            layout.load(moment[lane], moments[name])
         self.steps.fill_(steps)
         self.epoch = epoch
 
@@ -141,7 +148,7 @@ def sample_counts(config: RunConfig, data: Data) -> dict[str, int]:
 
 def check(arch: Architecture, config: RunConfig, data: Data) -> None:
     """Raise InputError, in one line, when a config cannot train on this data."""
-    pixels, (learned, held_out) = data.train.images.shape[1], map(len, subsets(config, len(data.train)))
+    pixels, (learned, held_out) = data.train.pixels.shape[1], map(len, subsets(config, len(data.train)))
     for name, given, wanted in (("input_size", arch.input_size, pixels), ("num_classes", arch.num_classes, data.num_classes)):
         if given != wanted:
             raise InputError(refusal(f"layer list {name}", given, f"{wanted}, as {data.name} has it"))
@@ -177,8 +184,8 @@ def train(stack: Stack, probe: bool = True) -> Iterator[EpochRecord]:
             torch.log_softmax(logits, -1, out=batch.log_p)
             network.backward(logit_gradient(batch.d_log_p, batch.log_p, batch.dlogits))
             stack.steps += 1
-            for row in stack.rows:
-                optimizer.step(row)
+            for rows in stack.rows:
+                optimizer.step(rows)
         means = [batches.curves(lane) for lane in range(lanes)]
         seconds = (time.perf_counter() - start) / lanes
         for lane in sorted(set(range(lanes)) - stack.diverged):
@@ -214,12 +221,13 @@ def evaluate(stack: Stack, lane: int, part: str) -> dict[str, float]:
     """
     config, data, network = stack.configs[lane], stack.data, stack.lanes[lane]
     split, most = data.test if part == "test" else data.train, config.max_batches * config.batch_size or None
-    chunks: Sequence[Tensor | slice]
     if config.validation and part != "test":
         rows = torch.from_numpy(stack.train[lane] if part == "train" else stack.held_out[lane])[:most].to(config.device)
-        labels, chunks = split.labels[rows], rows.split(EVALUATION_BATCH)
-    else:  # as they lie in memory: slices need not be gathered
-        labels = split.labels[:most]
-        chunks = [slice(i, min(i + EVALUATION_BATCH, len(labels))) for i in range(0, len(labels), EVALUATION_BATCH)]
-    log_p = [torch.log_softmax(network.forward(split.images[chunk][None], training=False)[0], -1) for chunk in chunks]
-    return dict(zip((f"{part}/loss", f"{part}/accuracy"), score(torch.cat(log_p), labels), strict=True))
+        chunks = [split[some] for some in rows.split(EVALUATION_BATCH)]
+    else:
+        count = len(split.labels[:most])
+        chunks = [split[i : min(i + EVALUATION_BATCH, count)] for i in range(0, count, EVALUATION_BATCH)]
+    log_p = [torch.log_softmax(network.forward(chunk.images[None], training=False)[0], -1) for chunk in chunks]
+    return dict(
+        zip((f"{part}/loss", f"{part}/accuracy"), score(torch.cat(log_p), torch.cat([c.labels for c in chunks])), strict=True)
+    )

@@ -15,7 +15,7 @@ from harness.components.activations import ACTIVATIONS, Activation
 from harness.components.inits import INITS
 from harness.components.layers import Dropout, Linear, cross_entropy
 from harness.components.norms import NORMS
-from harness.components.optimizers import OPTIMIZERS, Row
+from harness.components.optimizers import OPTIMIZERS, Rows
 from harness.config import RunConfig
 from harness.network import Network, lane_buffer, padded
 from harness.seeding import stream
@@ -304,10 +304,14 @@ TORCH_OPTIMIZERS = {
 }
 
 
-def row_of(weights: Tensor, name: str, lr: float, weight_decay: float) -> Row:
-    zeros = torch.zeros_like
-    moments = tuple(zeros(weights) for _ in OPTIMIZERS[name].moments)
-    return Row(weights, zeros(weights), moments, torch.zeros(()), lr, weight_decay)
+def rows_of(weights: Tensor, name: str, lr: float, weight_decay: float) -> Rows:
+    """Weights (lanes, parameters) with what an optimizer needs beside them."""
+
+    def zeros() -> list[Tensor]:
+        return list(torch.zeros_like(weights))
+
+    moments = tuple(zeros() for _ in OPTIMIZERS[name].moments)
+    return Rows(list(weights), zeros(), moments, [torch.zeros(())] * len(weights), lr, weight_decay)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01, 0.3])
@@ -318,25 +322,25 @@ def test_optimizer_is_torchs_over_twenty_steps(name: str, lr: float, weight_deca
     leaf = nn.Parameter(weights.clone())
     make, options = TORCH_OPTIMIZERS[name]
     reference = make([leaf], lr=lr, weight_decay=weight_decay, **options)
-    row = row_of(weights, name, lr, weight_decay)
+    rows = rows_of(weights[None], name, lr, weight_decay)
     for step in range(20):
         leaf.grad = draw(103, seed=step + 1) * (0 if step == 7 else 1) + weights.sin()
-        row.gradient.copy_(leaf.grad)
+        rows.gradients[0].copy_(leaf.grad)
         reference.step()
-        row.steps.add_(1)
-        OPTIMIZERS[name].step(row)
-        torch.testing.assert_close(row.weights, leaf.detach(), rtol=1e-10, atol=1e-12)
+        rows.steps[0].add_(1)
+        OPTIMIZERS[name].step(rows)
+        torch.testing.assert_close(rows.weights[0], leaf.detach(), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizer_leaves_the_padding_at_zero(name: str) -> None:
-    row = row_of(torch.zeros(64), name, 10.0, 0.1)
+    rows = rows_of(torch.zeros(1, 64), name, 10.0, 0.1)
     for _ in range(3):
-        row.gradient[:50] = draw(50, dtype=torch.float32)
-        row.steps.add_(1)
-        OPTIMIZERS[name].step(row)
-        assert row.weights[:50].all()
-        assert not row.weights[50:].any()
+        rows.gradients[0][:50] = draw(50, dtype=torch.float32)
+        rows.steps[0].add_(1)
+        OPTIMIZERS[name].step(rows)
+        assert rows.weights[0][:50].all()
+        assert not rows.weights[0][50:].any()
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
@@ -345,36 +349,26 @@ def test_optimizer_of_a_lane_has_the_bits_that_it_has_alone(name: str, weight_de
     for size in (37, 784 * 3 + 5, 4096):
         weights = torch.zeros(3, padded(size))
         weights[:, :size] = draw(3, size, dtype=torch.float32)
-        flat = [torch.zeros_like(weights) for _ in range(1 + len(OPTIMIZERS[name].moments))]
-        rows = [
-            Row(
-                weights[k],
-                flat[0][k],
-                tuple(m[k] for m in flat[1:]),
-                torch.zeros(()),
-                0.1,
-                weight_decay,
-            )
-            for k in range(3)
-        ]
-        alone = [row_of(weights[k].clone(), name, 0.1, weight_decay) for k in range(3)]
+        stack = rows_of(weights.clone(), name, 0.1, weight_decay)
+        alone = [rows_of(weights[k : k + 1].clone(), name, 0.1, weight_decay) for k in range(3)]
         for step in range(5):
-            for k in range(3):
-                for row in (rows[k], alone[k]):
-                    row.gradient[:size] = draw(size, seed=10 * step + k, dtype=torch.float32)
-                    row.steps.fill_(step + 1)
-                    OPTIMIZERS[name].step(row)
-        assert all(torch.equal(rows[k].weights, alone[k].weights) for k in range(3))
+            gradients = [draw(size, seed=10 * step + k, dtype=torch.float32) for k in range(3)]
+            for rows, its in ((stack, gradients), *zip(alone, ([gradient] for gradient in gradients), strict=True)):
+                rows.steps[0].fill_(step + 1)
+                for row, gradient in zip(rows.gradients, its, strict=True):
+                    row[:size] = gradient
+                OPTIMIZERS[name].step(rows)
+        assert all(torch.equal(stack.weights[k], alone[k].weights[0]) for k in range(3))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizer_goes_down_a_bowl(name: str) -> None:
-    row = row_of(torch.ones(4).double(), name, 0.01, 0.0)
+    rows = rows_of(torch.ones(1, 4).double(), name, 0.01, 0.0)
     for step in range(1, 400):
-        row.gradient.copy_(row.weights)
-        row.steps.fill_(step)
-        OPTIMIZERS[name].step(row)
-    assert row.weights.abs().max() < 0.1
+        rows.gradients[0].copy_(rows.weights[0])
+        rows.steps[0].fill_(step)
+        OPTIMIZERS[name].step(rows)
+    assert rows.weights[0].abs().max() < 0.1
 
 
 # --- initializations -----------------------------------------------------------------------------------------------

@@ -40,16 +40,15 @@ def digits() -> Data:
 @pytest.fixture
 def few(digits: Data) -> Data:
     """200 digits to train on and 90 to test on."""
-    train_part, test_part = (Split(s.images[:n], s.labels[:n]) for s, n in ((digits.train, 200), (digits.test, 90)))
-    return replace(digits, train=train_part, test=test_part)
+    return replace(digits, train=digits.train[:200], test=digits.test[:90])
 
 
 @pytest.fixture
 def numbered() -> Data:
     """100 + 100 samples that carry the number of their row in their first pixel."""
-    images = torch.zeros(100, 784)
-    images[:, 0] = torch.arange(100)
-    split = Split(images, torch.arange(100) % 10)
+    pixels = torch.zeros(100, 784, dtype=torch.uint8)
+    pixels[:, 0] = torch.arange(100)
+    split = Split(pixels, torch.arange(100) % 10)
     return Data("numbered", split, split, {})
 
 
@@ -77,7 +76,7 @@ def digest(state: Mapping[str, Tensor]) -> str:
 def epoch_rows(stack: Stack, epoch: int, lane: int = 0) -> list[list[int]]:
     """The rows of `numbered` that each batch of an epoch has."""
     stack.epoch = epoch
-    return [batch.inputs[lane, :, 0].long().tolist() for batch in stack.batches()]
+    return [batch.inputs[lane, :, 0].mul(255).round().long().tolist() for batch in stack.batches()]
 
 
 # --- learning ------------------------------------------------------------------------------------------------------
@@ -102,7 +101,7 @@ def test_every_norm_and_optimizer_learns_a_few_digits(few: Data, norm: str, opti
 
 def test_it_stays_at_chance_on_shuffled_labels(digits: Data) -> None:
     labels = digits.train.labels[torch.from_numpy(np.random.default_rng(0).permutation(4000))]
-    shuffled = replace(digits, train=Split(digits.train.images, labels))
+    shuffled = replace(digits, train=replace(digits.train, labels=labels))
     _, records = run(shuffled, a_config(optimizer="adam", lr=1e-3, epochs=3, validation=0.2))
     for part in ("test", "val"):
         assert records[-1].curves[f"{part}/accuracy"] < 0.2
@@ -191,8 +190,8 @@ def test_evaluation_is_in_eval_mode_on_the_whole_part(digits: Data, norm: str) -
 def test_a_samples_loss_does_not_depend_on_the_samples_evaluated_with_it(few: Data, norm: str) -> None:
     config = a_config(norm=norm, epochs=1)
     stack, _ = run(few, config)
-    half = replace(few, test=Split(few.test.images[:45], few.test.labels[:45]))
-    rest = replace(few, test=Split(few.test.images[45:], few.test.labels[45:]))
+    half = replace(few, test=few.test[:45])
+    rest = replace(few, test=few.test[45:])
     whole = evaluate(stack, 0, "test")["test/loss"]
     parts = []
     for some in (half, rest):
@@ -278,7 +277,7 @@ def test_each_epoch_has_every_sample_once_in_an_order_of_its_own(numbered: Data,
 def test_labels_and_images_of_a_batch_belong_together(numbered: Data) -> None:
     stack = stack_of(numbered, a_config(batch_size=7), a_config(batch_size=7, seed=1))
     for batch in stack.batches():
-        assert torch.equal(batch.inputs[..., 0].long() % 10, batch.labels)
+        assert torch.equal(batch.inputs[..., 0].mul(255).round().long() % 10, batch.labels)
 
 
 def test_conditions_see_the_same_batches_and_linear_weights(numbered: Data) -> None:
@@ -355,17 +354,17 @@ def test_validation_split_is_the_seeds_and_nothing_elses() -> None:
 def test_what_is_held_out_never_trains(numbered: Data) -> None:
     config = a_config(validation=0.3, batch_size=7, epochs=1, norm="batchnorm")
     _, held_out = subsets(config, 100)
-    spoiled = numbered.train.images.clone()
-    spoiled[held_out] = 1e3
+    spoiled = numbered.train.pixels.clone()
+    spoiled[held_out] = 255
     wanted = digest(run(numbered, config)[0].network.state(0))
-    altered = replace(numbered, train=Split(spoiled, numbered.train.labels))
+    altered = replace(numbered, train=replace(numbered.train, pixels=spoiled))
     assert digest(run(altered, config, probe=True)[0].network.state(0)) == wanted
 
 
 def test_test_set_moves_no_weight(few: Data) -> None:
     config = a_config(norm="batchnorm", epochs=2)
     wanted = digest(run(few, config)[0].network.state(0))
-    altered = replace(few, test=Split(few.test.images * 9, few.test.labels.flip(0)))
+    altered = replace(few, test=Split(255 - few.test.pixels, few.test.labels.flip(0)))
     assert digest(run(altered, config)[0].network.state(0)) == wanted
 
 
@@ -438,8 +437,8 @@ def test_copies_of_the_moments_do_not_follow_the_lane(few: Data) -> None:
     stack, _ = run(few, a_config(optimizer="adam", epochs=1))
     copies = stack.moments(0)
     before = {name: digest(state) for name, state in copies.items()}
-    for row in stack.rows[0].moments:
-        row.fill_(3)
+    for rows in stack.rows[0].moments:
+        rows[0].fill_(3)
     assert {name: digest(state) for name, state in copies.items()} == before
     assert set(before) == {"mean", "square"}
 

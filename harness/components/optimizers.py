@@ -1,6 +1,7 @@
-"""Optimizers: a row is a name, an update rule and its paper. An update works on the flat row of one lane.
+"""Optimizers: a row is a name, an update rule and its paper. An update works on the flat rows of lanes.
 
-One fused call a lane, on a row that starts and ends on a vector: a lane's bits cannot depend on its neighbours.
+A fused call takes one row after the other, each of which starts and ends on a vector: a lane's bits cannot depend on its
+neighbours.
 The rules and their constants are torch.optim's; lr and weight_decay are the config's. Decay is added to the gradient of every
 parameter, biases and norms too; adamw shrinks the parameters instead, and at weight_decay = 0 is adam.
 """
@@ -16,13 +17,13 @@ import torch
 from torch import Tensor
 
 
-class Row(NamedTuple):
-    """All that an update touches: vectors (parameters,) of one lane, and the number of steps taken, this one included."""
+class Rows(NamedTuple):
+    """All that an update touches: vectors (parameters,) of each lane, and the number of steps taken, this one included."""
 
-    weights: Tensor
-    gradient: Tensor
-    moments: tuple[Tensor, ...]
-    steps: Tensor  # ()
+    weights: list[Tensor]
+    gradients: list[Tensor]
+    moments: tuple[list[Tensor], ...]  # of each name, the lanes'
+    steps: list[Tensor]  # ()
     lr: float
     weight_decay: float
 
@@ -38,10 +39,10 @@ class SGD:
     def moments(self) -> tuple[str, ...]:
         return ("velocity",) if self.momentum else ()
 
-    def step(self, row: Row) -> None:
+    def step(self, rows: Rows) -> None:
         torch._fused_sgd_(
-            [row.weights], [row.gradient], list(row.moments), weight_decay=row.weight_decay, momentum=self.momentum,
-            lr=row.lr, dampening=0.0, nesterov=self.nesterov, maximize=False, is_first_step=False,
+            rows.weights, rows.gradients, *(rows.moments or [[]]), weight_decay=rows.weight_decay, momentum=self.momentum,
+            lr=rows.lr, dampening=0.0, nesterov=self.nesterov, maximize=False, is_first_step=False,
         )  # fmt: skip
 
 
@@ -57,10 +58,11 @@ class RMSprop:
     eps: float = 1e-8
     moments: ClassVar[tuple[str, ...]] = ("square",)
 
-    def step(self, row: Row) -> None:
+    def step(self, rows: Rows) -> None:
+        (squares,), late = rows.moments, [_late(rows.weights[0].device)] * len(rows.weights)
         torch._fused_adam_(
-            [row.weights], [row.gradient], [row.gradient], list(row.moments), [], [_late(row.weights.device)], lr=row.lr,
-            beta1=0.0, beta2=self.alpha, weight_decay=row.weight_decay, eps=self.eps, amsgrad=False, maximize=False,
+            rows.weights, rows.gradients, rows.gradients, squares, [], late, lr=rows.lr, beta1=0.0, beta2=self.alpha,
+            weight_decay=rows.weight_decay, eps=self.eps, amsgrad=False, maximize=False,
         )  # fmt: skip
 
 
@@ -79,12 +81,12 @@ class Adam:
     eps: float = 1e-8
     moments: ClassVar[tuple[str, ...]] = ("mean", "square")
 
-    def step(self, row: Row) -> None:
+    def step(self, rows: Rows) -> None:
         update = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
-        mean, square = row.moments
+        means, squares = rows.moments
         update(
-            [row.weights], [row.gradient], [mean], [square], [], [row.steps], lr=row.lr, beta1=self.betas[0],
-            beta2=self.betas[1], weight_decay=row.weight_decay, eps=self.eps, amsgrad=False, maximize=False,
+            rows.weights, rows.gradients, means, squares, [], rows.steps, lr=rows.lr, beta1=self.betas[0],
+            beta2=self.betas[1], weight_decay=rows.weight_decay, eps=self.eps, amsgrad=False, maximize=False,
         )  # fmt: skip
 
 
@@ -93,7 +95,7 @@ class Optimizer(Protocol):
 
     @property
     def moments(self) -> tuple[str, ...]: ...
-    def step(self, row: Row) -> None: ...
+    def step(self, rows: Rows) -> None: ...
 
 
 OPTIMIZERS: Mapping[str, Optimizer] = {
