@@ -12,7 +12,8 @@ from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"
-IMPORTS = ["harness.engine", "mlflow.store.tracking.sqlalchemy_store"]  # the second: what a sqlite store imports when opened
+# the last two: what a sqlite store imports when it is opened, and a run at its end
+IMPORTS = ["harness.engine", "mlflow.store.tracking.sqlalchemy_store", "harness.plots"]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 

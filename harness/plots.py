@@ -46,18 +46,18 @@ def history(records: Sequence[EpochRecord], title: str) -> Write:
 
 def activations(start: Mapping[str, np.ndarray], end: Mapping[str, np.ndarray], title: str) -> Write:
     """Histograms of each hidden layer's outputs on the probe batch, before and after training, in the same bins."""
-    figure = _page(title, rows=max(len(start), 1))
-    grid = figure.subplots(max(len(start), 1), 2, squeeze=False, sharex="row", sharey="row")
-    for row, layer in zip(grid, start, strict=False):
+    columns = min(max(len(start), 1), 2)
+    rows = max(-(-len(start) // columns), 1)
+    figure = _page(title, rows)
+    for place, layer in enumerate(start, 1):
+        ax = figure.add_subplot(rows, columns, place)
         finite = [values[np.isfinite(values)] for values in (start[layer], end[layer])]
         edges = np.histogram_bin_edges(np.concatenate(finite), 60)
-        for ax, values, when, colour in zip(
-            row, finite, ("before training", "after training"), ("#999999", "#0072B2"), strict=True
-        ):
-            shares = np.histogram(values, edges)[0] / max(len(values), 1)
-            ax.stairs(shares, edges, fill=True, color=colour, edgecolor=colour, linewidth=1)
-            ax.set(title=f"{layer}, {when}", xlabel="output of the layer")
-        row[0].set_ylabel("share of outputs, a bin")
+        before, after = (np.histogram(values, edges)[0] / max(len(values), 1) for values in finite)
+        ax.stairs(before, edges, fill=True, color="#BBBBBB", label="before training")
+        ax.stairs(after, edges, color="#0072B2", linewidth=1.5, label="after training")
+        ax.set(title=layer, xlabel="output of the layer", ylabel="share of outputs, a bin")
+        ax.legend(framealpha=0.8, edgecolor="none")
     return _png(figure)
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from harness import health, plots, record
+from harness import health, record
 from harness.architecture import as_module, initial_state
 from harness.checkpoint import Checkpoint, state_digest
 from harness.config import RunConfig, slug
@@ -135,6 +135,8 @@ class Recorder:
         return result
 
     def _figures(self, stack: Stack, lane: int) -> None:
+        from harness import plots  # half a second that a study's driver, which draws nothing, need not wait for
+
         plan = self.plan
         title = f"{plan.cell.name} on {plan.data.name}" + (", diverged" if self.history[-1].diverged else "")
         self.log.file("plots/history.png", plots.history(self.history, title))
