@@ -95,7 +95,7 @@ class Scale(NamedTuple):
 
     def write(self, pixels: Tensor, inputs: Tensor) -> Tensor:
         """Fill `inputs`, float32, with what a network sees of `pixels` of the same shape."""
-        inputs.copy_(pixels).div_(255)
+        torch.div(pixels, 255, out=inputs)
         return inputs if self == UNIT else inputs.sub_(self.mean).div_(self.std)
 
 
