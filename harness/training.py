@@ -17,7 +17,7 @@ from harness.architecture import Architecture, State, initial_state
 from harness.components.layers import Dropout, logit_gradient
 from harness.components.optimizers import OPTIMIZERS, Rows
 from harness.config import RunConfig
-from harness.data import Data
+from harness.data import Data, Split
 from harness.errors import InputError, refusal
 from harness.minibatches import Minibatches, score
 from harness.network import Layout, Network
@@ -221,13 +221,17 @@ def evaluate(stack: Stack, lane: int, part: str) -> dict[str, float]:
     """
     config, data, network = stack.configs[lane], stack.data, stack.lanes[lane]
     split, most = data.test if part == "test" else data.train, config.max_batches * config.batch_size or None
+    chunks: Iterator[Split]
     if config.validation and part != "test":
         rows = torch.from_numpy(stack.train[lane] if part == "train" else stack.held_out[lane])[:most].to(config.device)
-        chunks = [split[some] for some in rows.split(EVALUATION_BATCH)]
+        chunks = (split[some] for some in rows.split(EVALUATION_BATCH))
     else:
-        count = len(split.labels[:most])
-        chunks = [split[i : min(i + EVALUATION_BATCH, count)] for i in range(0, count, EVALUATION_BATCH)]
-    log_p = [torch.log_softmax(network.forward(chunk.images[None], training=False)[0], -1) for chunk in chunks]
-    return dict(
-        zip((f"{part}/loss", f"{part}/accuracy"), score(torch.cat(log_p), torch.cat([c.labels for c in chunks])), strict=True)
-    )
+        whole = split[:most]
+        chunks = (whole[start : start + EVALUATION_BATCH] for start in range(0, len(whole), EVALUATION_BATCH))
+    inputs = network.weights.new_empty(EVALUATION_BATCH, split.pixels.shape[1])  # once: one a chunk would scatter the memory
+    log_p, labels = list[Tensor](), list[Tensor]()
+    for chunk in chunks:
+        logits = network.forward(split.scale.write(chunk.pixels, inputs[: len(chunk)])[None], training=False)
+        log_p.append(torch.log_softmax(logits[0], -1))
+        labels.append(chunk.labels)
+    return dict(zip((f"{part}/loss", f"{part}/accuracy"), score(torch.cat(log_p), torch.cat(labels)), strict=True))
