@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from harness.modules import BatchNorm1d as BatchNorm1d
     from harness.modules import LayerNorm1d as LayerNorm1d
     from harness.study import Study as Study
+    from harness.verification import Verdict as Verdict
+    from harness.verification import verify as verify
 
 _HOMES = {
     "RunConfig": "config",
@@ -45,6 +47,8 @@ _HOMES = {
     "count_parameters": "architecture",
     "BatchNorm1d": "modules",
     "LayerNorm1d": "modules",
+    "verify": "verification",
+    "Verdict": "verification",
 }
 __all__ = sorted(_HOMES)
 

@@ -20,6 +20,7 @@ import click
 from harness import nursery, version
 from harness.config import CHOICES, FIELDS, RunConfig, allowed
 from harness.errors import HarnessError, InputError, refusal
+from harness.numerics import NUMERICS, choose, current
 from harness.study import Study
 
 if TYPE_CHECKING:
@@ -86,6 +87,12 @@ def parameters(command: Callable[..., Any], defaults: bool = True) -> Callable[.
 
 
 overriding = partial(parameters, defaults=False)
+arithmetic = click.option(
+    "--numerics",
+    metavar="NAME",
+    default=current,
+    help=f"CPU instructions: {', '.join(NUMERICS)}: those of every CPU.  [native]",
+)
 
 
 def _dashes(name: str) -> str:
@@ -107,9 +114,11 @@ def cli() -> None:
 @click.option("--resume", metavar="RUN_ID", help="Go on with a run that was killed; its config is its own.")
 @click.option("--no-health", is_flag=True, help="Do not probe the hidden layers; losses and weights are the same.")
 @click.option("--profile", metavar="FILE.json", help="Profile the first epoch into this file, for ui.perfetto.dev.")
+@arithmetic
 @parameters
-def train(resume: str | None, no_health: bool, profile: str | None, **given: str | None) -> None:
+def train(resume: str | None, no_health: bool, profile: str | None, numerics: str, **given: str | None) -> None:
     """Train one combination of init, act, norm, optimizer and seed."""
+    choose(numerics)
     asked = {name: text for name, text in given.items() if text is not None}
     if resume is not None:
         if profile is not None:
@@ -147,13 +156,15 @@ def train(resume: str | None, no_health: bool, profile: str | None, **given: str
 @click.option("--fail-fast", is_flag=True, help="Stop at the first cell that fails.")
 @click.option("--log-models", is_flag=True, help="Log every trained network as an MLflow model too.")
 @click.option("--no-health", is_flag=True, help="Do not probe the hidden layers; losses and weights are the same.")
+@arithmetic
 @overriding
-def study(study: str, dry_run: bool, workers: str, scheduler: str | None, **given: Any) -> None:
+def study(study: str, dry_run: bool, workers: str, scheduler: str | None, numerics: str, **given: Any) -> None:
     """Train the cells of a study that the store does not have yet.
 
     NAME is a study that comes with harness (matrix, factorial, regularization) or lies in ./experiments; FILE is any TOML file.
     The parameters override the study's base.
     """
+    choose(numerics)
     if workers != "auto" and not (workers.isascii() and workers.isdigit()):
         raise InputError(refusal("workers", workers, "a whole number from 0, or auto: one a core"))
     overrides = _overrides(given)
@@ -236,6 +247,37 @@ def results(study: str, kind: str, by: str, rows: str, output: str | None) -> No
         Path(output).write_bytes(content)
     except OSError as error:
         raise InputError(f"output {output} cannot be written: {error.strerror or error}") from None
+
+
+@cli.command()
+@click.argument("run_id", metavar="RUN_ID", required=False)
+@click.option("--study", metavar="NAME", help="Verify runs of this study, drawn at random, in place of one run.")
+@click.option("--sample", metavar="N", default="20", help="How many of them.  [20]")
+@click.option("--tolerance", is_flag=True, help="For another machine: go on after a difference, and say what is the same.")
+@click.option("--data-dir", metavar="NAME", help="Where the data lies here; else where it lay for the run.")
+@arithmetic
+def verify(run_id: str | None, study: str | None, sample: str, tolerance: bool, data_dir: str | None, numerics: str) -> None:
+    """Train a run again from its record: BIT-EXACT, or the first thing that differs and what may be why.
+
+    The verdict becomes the run's tag `verified`; nothing else is written. Exit code 1 when anything differs.
+    """
+    choose(numerics)
+    if (run_id is None) == (study is None):
+        raise InputError("verify takes a RUN_ID or --study NAME, one of the two")
+    if not (sample.isascii() and sample.isdigit() and int(sample)):
+        raise InputError(refusal("sample", sample, "a whole number from 1"))
+    if study is not None and tolerance:
+        raise InputError("--tolerance goes with a RUN_ID: a sample counts runs of the same bits")
+    os.environ.pop("MLFLOW_RUN_ID", None)  # `mlflow run -e verify` has made one; MLflow would read it as the run to work on
+    from harness import verification
+
+    if study is not None:
+        verdicts = verification.sample(study, int(sample), data_dir=data_dir, say=_say)
+        sys.exit(DONE if all(verdict.exact for verdict in verdicts) else FAILED)
+    assert run_id is not None
+    found = verification.verify(run_id, data_dir=data_dir, tolerance=tolerance, say=_say)
+    _say("\n".join(found.lines()))
+    sys.exit(DONE if found.exact or (tolerance and found.level != verification.LEVELS[-1]) else FAILED)
 
 
 def _overrides(given: Mapping[str, Any]) -> dict[str, Any]:

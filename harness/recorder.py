@@ -8,9 +8,10 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
-from harness import health, record
+from harness import health, record, trace
 from harness.architecture import as_module, initial_state
 from harness.checkpoint import Checkpoint, state_digest
 from harness.config import RunConfig, slug
@@ -50,7 +51,7 @@ class Recorder:
     probe: bool = True
     models: bool = True  # whether the trained network is logged as an MLflow model too
     history: list[EpochRecord] = field(default_factory=list)
-    environment: Mapping[str, Any] = field(default_factory=record.environment)
+    clock: record.Clock = field(default_factory=record.Clock)
 
     @property
     def chosen_by(self) -> str:
@@ -60,8 +61,9 @@ class Recorder:
     def begin(self) -> None:
         """Record params, tags, data and the config that a resume reads."""
         config, data = self.plan.config, self.plan.data
-        commit = self.environment["code"]["commit"]
+        commit = record.code().get("commit")
         self.log.text("config.json", config.json_text())
+        self._record()
         self.log.params(self.plan.cell.config.text())
         counts = sample_counts(config, data)
         for context, part in (("training", "train"), ("validation", "val"), ("testing", "test")):
@@ -86,11 +88,11 @@ class Recorder:
     def epoch(self, stack: Stack, lane: int, done: EpochRecord) -> None:
         """Log an epoch's metrics, then the checkpoints at its end: first the best, if it is that, then the last."""
         best = min((past.curves[self.chosen_by] for past in self.history if past.epoch), default=math.inf)
-        self.history.append(done)
+        state, moments, steps = stack.network.state(lane), stack.moments(lane), int(stack.steps)
+        self.history.append(replace(done, state_digest=state_digest(state)))
         self.log.epoch(done)
         if done.epoch == 0:
             return
-        state, moments, steps = stack.network.state(lane), stack.moments(lane), int(stack.steps)
         last = Checkpoint(self.plan.config, self.plan.data.digest, done.epoch, steps, state, moments, self.history)
         if done.curves[self.chosen_by] < best or done.epoch == 1:
             self.log.file(BEST, replace(last, moments={}, chosen_by=self.chosen_by).save)
@@ -120,7 +122,7 @@ class Recorder:
         )
         log.metrics(final, end.epoch)
         log.text("history.csv", history_csv(history))
-        log.text("record.json", record.as_json(plan.config, plan.data, self.environment, digests))
+        self._record()
         self._figures(stack, lane)
         if self.models:
             log.model(as_module(plan.arch, state, int(stack.steps)), plan.data.test[:4].images.cpu(), end.epoch)
@@ -133,6 +135,16 @@ class Recorder:
         )
         log.finish("FINISHED")
         return result
+
+    @cached_property
+    def _beginnings(self) -> Mapping[str, Any]:
+        return trace.beginnings(self.plan.arch, self.plan.config, self.plan.data)
+
+    def _record(self) -> None:
+        """Write `record.json` as of now: whole when the run ends, and already there should it not."""
+        plan, traced = self.plan, trace.whole(self._beginnings, self.history)
+        text = record.as_json(plan.config, plan.data, record.surroundings(plan.config), traced, self.clock)
+        self.log.text("record.json", text)
 
     def _figures(self, stack: Stack, lane: int) -> None:
         from harness import plots  # half a second that a study's driver, which draws nothing, need not wait for

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import math
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -28,6 +29,7 @@ class EpochRecord:
     health: Mapping[str, float] = field(default_factory=dict)  # "hidden1/mean": ...
     seconds: float | None = None  # wall time of the training steps, divided by the lanes that shared them
     diverged: bool = False  # and so this lane's last record
+    state_digest: str = ""  # of weights and buffers then, once somebody has taken it
 
     def metrics(self) -> dict[str, float]:
         """All of it under the metric names of the store."""
@@ -74,3 +76,18 @@ def history_csv(records: Sequence[EpochRecord]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
+
+
+def same(a: float, b: float) -> bool:
+    """Whether two numbers have the same bits; NaN is NaN."""
+    return struct.pack("<d", a) == struct.pack("<d", b) or (a != a and b != b)
+
+
+def ulps(a: float, b: float) -> int:
+    """How many double-precision numbers lie between two, the first one counted."""
+
+    def place(value: float) -> int:
+        bits = struct.unpack("<q", struct.pack("<d", value))[0]
+        return int(bits if bits >= 0 else -(bits & 0x7FFF_FFFF_FFFF_FFFF))
+
+    return abs(place(a) - place(b))

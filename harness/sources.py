@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata, resources
 
+from harness import numerics
 from harness.config import CHOICES, RunConfig
 from harness.layerlist import NORM_TYPES
 
@@ -40,8 +41,16 @@ class Module:
 
 
 def code_digest(config: RunConfig) -> str:
-    """SHA-256 of all that can move the numbers of a run with this config: definitions, used rows, versions."""
-    return _digest(_levels(config))
+    """SHA-256 of all that can move the numbers of a run with this config: definitions, used rows, versions, numerics."""
+    lines = [f"{name} {digest}\n" for name, digest in definitions(config).items()]
+    lines += [f"{package} {metadata.version(package)}\n" for package in PACKAGES]
+    lines += ["numerics portable\n"] if numerics.current() == "portable" else []
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def definitions(config: RunConfig) -> Mapping[str, str]:
+    """`training.train` -> SHA-256 of its source, for every definition that a run with this config uses."""
+    return _definitions(_levels(config))
 
 
 def _levels(config: RunConfig) -> frozenset[tuple[str, str]]:
@@ -55,7 +64,7 @@ def _levels(config: RunConfig) -> frozenset[tuple[str, str]]:
 
 
 @cache
-def _digest(levels: frozenset[tuple[str, str]]) -> str:
+def _definitions(levels: frozenset[tuple[str, str]]) -> Mapping[str, str]:
     found: dict[Place, str] = {}
     todo = list(ROOTS)
     while todo:
@@ -69,9 +78,7 @@ def _digest(levels: frozenset[tuple[str, str]]) -> str:
         nodes = [*_used(place, module.defined[place[1]], levels), *module.rest]
         found[place] = "\n".join(ast.unparse(node) for node in nodes)
         todo += [there for node in nodes for there in _names(node, place[0], module)]
-    lines = [f"{module}.{name}\n{text}\n" for (module, name), text in sorted(found.items())]
-    lines += [f"{package} {metadata.version(package)}\n" for package in PACKAGES]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return {f"{module}.{name}": hashlib.sha256(text.encode()).hexdigest() for (module, name), text in sorted(found.items())}
 
 
 def _used(place: Place, node: ast.stmt, levels: frozenset[tuple[str, str]]) -> list[ast.AST]:

@@ -15,11 +15,11 @@ from torch import Tensor
 from harness import health
 from harness.architecture import Architecture, State, initial_state
 from harness.components.layers import Dropout, logit_gradient
-from harness.components.optimizers import OPTIMIZERS, Rows
+from harness.components.optimizers import OPTIMIZERS, Optimizer, Rows
 from harness.config import RunConfig
 from harness.data import Data, Split
 from harness.errors import InputError, refusal
-from harness.minibatches import Minibatches, score
+from harness.minibatches import Batch, Minibatches, score
 from harness.network import Layout, Network
 from harness.results import EpochRecord, has_diverged
 from harness.seeding import stream
@@ -55,6 +55,7 @@ class Stack:
     network: Network
     kept: list[Tensor]  # (lanes, parameters) each: the optimizer's moments
     rows: list[Rows]  # what it updates: the lanes of one lr and weight_decay at a time
+    optimizer: Optimizer
     steps: Tensor  # (), taken so far
     train: list[Index]  # of each lane: rows of the training set it learns from
     held_out: list[Index]  # and those it does not
@@ -74,7 +75,8 @@ class Stack:
         lanes = [network.lane(k) for k in range(len(configs))]
         for k, config in enumerate(configs):
             network.load(k, initial_state(arch, config.init, config.seed))
-        kept = [torch.zeros_like(network.weights) for _ in OPTIMIZERS[first.optimizer].moments]
+        optimizer = OPTIMIZERS[first.optimizer]
+        kept = [torch.zeros_like(network.weights) for _ in optimizer.moments]
         steps = torch.zeros((), device=first.device)
         alike: dict[tuple[float, float], list[int]] = {}
         for k, config in enumerate(configs):
@@ -87,7 +89,19 @@ class Stack:
             for shared, ks in alike.items()
         ]  # fmt: skip
         parts = [subsets(config, len(data.train)) for config in configs]
-        return cls(arch, configs, data, network, kept, rows, steps, [p[0] for p in parts], [p[1] for p in parts], lanes=lanes)
+        return cls(
+            arch,
+            configs,
+            data,
+            network,
+            kept,
+            rows,
+            optimizer,
+            steps,
+            [p[0] for p in parts],
+            [p[1] for p in parts],
+            lanes=lanes,
+        )
 
     def batches(self) -> Minibatches:
         """The minibatches of this epoch."""
@@ -112,7 +126,7 @@ class Stack:
 
     def moments(self, lane: int) -> dict[str, State]:
         """A copy of a lane's optimizer state, in the weights' names and layout."""
-        layout, names = Layout.of(self.arch, "parameters"), OPTIMIZERS[self.configs[0].optimizer].moments
+        layout, names = Layout.of(self.arch, "parameters"), self.optimizer.moments
         return {name: layout.state(moment[lane]) for name, moment in zip(names, self.kept, strict=True)}
 
     def restore(self, lane: int, epoch: int, steps: int, state: State, moments: Mapping[str, State]) -> None:
@@ -123,7 +137,7 @@ class Stack:
         if self.epoch not in (0, epoch):
             raise ValueError(f"lane {lane} was at epoch {epoch}, the stack is at {self.epoch}")
         self.network.load(lane, state)
-        layout, names = Layout.of(self.arch, "parameters"), OPTIMIZERS[self.configs[0].optimizer].moments
+        layout, names = Layout.of(self.arch, "parameters"), self.optimizer.moments
         for name, moment in zip(names, self.kept, strict=True):
             layout.load(moment[lane], moments[name])
         self.steps.fill_(steps)
@@ -171,8 +185,7 @@ def train(stack: Stack, probe: bool = True) -> Iterator[EpochRecord]:
 
     A lane that diverges yields its last record then. While a record is held, its lane stands at that epoch.
     """
-    network, config, lanes = stack.network, stack.configs[0], len(stack.configs)
-    optimizer = OPTIMIZERS[config.optimizer]
+    config, lanes = stack.configs[0], len(stack.configs)
     if stack.epoch == 0:
         yield from (measured(stack, lane, probe) for lane in range(lanes))
     while stack.epoch < config.epochs and len(stack.diverged) < lanes:
@@ -180,12 +193,7 @@ def train(stack: Stack, probe: bool = True) -> Iterator[EpochRecord]:
         stack.reseed_dropout()
         batches, start = stack.batches(), time.perf_counter()
         for batch in batches:
-            logits = network.forward(batch.inputs, training=True)
-            torch.log_softmax(logits, -1, out=batch.log_p)
-            network.backward(logit_gradient(batch.d_log_p, batch.log_p, batch.dlogits))
-            stack.steps += 1
-            for rows in stack.rows:
-                optimizer.step(rows)
+            step(stack, batch)
         means = [batches.curves(lane) for lane in range(lanes)]
         seconds = (time.perf_counter() - start) / lanes
         for lane in sorted(set(range(lanes)) - stack.diverged):
@@ -193,6 +201,16 @@ def train(stack: Stack, probe: bool = True) -> Iterator[EpochRecord]:
             yield (done := measured(stack, lane, probe, trained, seconds))
             if done.diverged:
                 stack.diverged.add(lane)
+
+
+def step(stack: Stack, batch: Batch) -> None:
+    """All lanes learn from a minibatch: forward, the loss's gradient, backward, update."""
+    logits = stack.network.forward(batch.inputs, training=True)
+    torch.log_softmax(logits, -1, out=batch.log_p)
+    stack.network.backward(logit_gradient(batch.d_log_p, batch.log_p, batch.dlogits))
+    stack.steps += 1
+    for rows in stack.rows:
+        stack.optimizer.step(rows)
 
 
 def measured(

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOUSE = ROOT / "harness"
 # a module imports from rows above its own, or from its left in its own row
 ROWS = (
-    ("errors", "layerlist", "config", "results", "sources", "study", "survey", "nursery"),
+    ("errors", "numerics", "layerlist", "config", "results", "sources", "study", "survey", "nursery"),
     (
         "seeding",
         "modules",
@@ -36,13 +36,14 @@ ROWS = (
         "training",
         "profiling",
         "checkpoint",
+        "trace",
         "record",
         "plots",
         "tracking",
         "frames",
     ),
     ("plan", "recorder", "launch", "worker", "engine", "stacks", "driver"),
-    (),
+    ("verification",),
     ("cli", "__main__"),
 )
 ORDER = [name for row in ROWS for name in row]

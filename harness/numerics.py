@@ -1,0 +1,35 @@
+"""Which CPU instructions the libraries may use: as many as there are, or those that every x86-64 processor has.
+
+Vector units of another width add in another order, and so round otherwise. `portable` caps ATen, oneDNN and MKL at what
+processors have in common; a library reads its cap when it is imported, so the choice is made before that.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from harness.errors import InputError, refusal
+
+NUMERICS = ("native", "portable")
+CAPS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}
+
+
+def choose(name: str) -> None:
+    """Set the caps of this process and of those that it starts. Raises InputError for another name, or when it is too late."""
+    if name not in NUMERICS:
+        raise InputError(refusal("numerics", name, NUMERICS))
+    if name == current():
+        return
+    if name == "native":
+        raise InputError(
+            "numerics=native is not allowed: " + ", ".join(f"{key}={CAPS[key]}" for key in CAPS) + " are set; unset them"
+        )
+    if "torch" in sys.modules:
+        raise InputError("numerics=portable is not allowed: torch is imported already; choose before that")
+    os.environ.update(CAPS)
+
+
+def current() -> str:
+    """`portable` where all caps are set, else `native`."""
+    return "portable" if all(os.environ.get(name) == value for name, value in CAPS.items()) else "native"
