@@ -259,7 +259,8 @@ def results(study: str, kind: str, by: str, rows: str, output: str | None) -> No
 def verify(run_id: str | None, study: str | None, sample: str, tolerance: bool, data_dir: str | None, numerics: str) -> None:
     """Train a run again from its record: BIT-EXACT, or the first thing that differs and what may be why.
 
-    The verdict becomes the run's tag `verified`; nothing else is written. Exit code 1 when anything differs.
+    RUN_ID `latest` is the last run that finished. The verdict becomes the run's tag `verified`; nothing else is written.
+    Exit code 1 when anything differs.
     """
     choose(numerics)
     if (run_id is None) == (study is None):

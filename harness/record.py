@@ -41,7 +41,6 @@ RANKED: Sequence[tuple[str, Sequence[str]]] = (
     ("software", ("torch", "torch_build", "python", "implementation")),
     ("arithmetic", ("capability", "processor")),
     ("environment", ()),
-    ("code", ("harness", "commit", "dirty")),
 )
 
 
@@ -169,4 +168,6 @@ def _section(content: Mapping[str, Any], path: str) -> Mapping[str, Any]:
 
 
 def _short(value: object) -> str:
-    return str(value).splitlines()[0][:12] if isinstance(value, str) and len(value) > 40 else str(value)
+    """Digests by twelve of their digits, texts by their length."""
+    text = str(value)
+    return f"text of {len(text)} characters" if "\n" in text else text[:12] if len(text) >= 40 else text

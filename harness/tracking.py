@@ -140,6 +140,16 @@ class Store:
                 if not (token := page.token):
                     return runs
 
+    def latest(self) -> RunLog:
+        """The run that was begun last of those that finished. Raises InputError where none has."""
+        with _refused(self.uri):
+            experiments = [found.experiment_id for found in self.client.search_experiments()]
+            search = "attributes.status = 'FINISHED' and tags.config_digest LIKE '%'"
+            runs = self.client.search_runs(experiments, search, max_results=1, order_by=["attributes.start_time DESC"])
+        if not runs:
+            raise InputError(f"the store {self.uri} has no finished run")
+        return RunLog(self, runs[0])
+
     def end(self, run_id: str, status: str) -> None:
         """End a run: FINISHED, FAILED or KILLED."""
         with told(QUIET):

@@ -115,12 +115,13 @@ def verify(run_id: str, *, data_dir: str | None = None, tolerance: bool = False,
     """Train a run again and compare: beginnings, then weights and curves of each epoch, to the last bit.
 
     It stops at the first difference, but with `tolerance` goes to the end to say what is the same in spite of it. The run's
-    tag `verified` gets the verdict; nothing else is written. Raises InputError for a run that cannot be verified.
+    tag `verified` gets the verdict; nothing else is written. `latest` is the last run that finished. Raises InputError for
+    a run that cannot be verified.
     """
     store = Store.there()
     if store is None:
         raise InputError("there is no store here; set MLFLOW_TRACKING_URI to the one that has the run")
-    return _verified(Past.of(store.open(run_id)), data_dir, tolerance, say)
+    return _verified(Past.of(store.latest() if run_id == "latest" else store.open(run_id)), data_dir, tolerance, say)
 
 
 def _verified(past: Past, data_dir: str | None, tolerance: bool, say: Say) -> Verdict:

@@ -203,19 +203,29 @@ def test_history_file_equals_the_metrics(artifact: Callable[[str], Path], client
 
 
 def test_record_says_under_what_the_run_ran(artifact: Callable[[str], Path], finished: RunResult) -> None:
-    record = json.loads(artifact("record.json").read_text(encoding="utf-8"))
-    digests = {name.removesuffix("_digest"): digest for name, digest in record["digests"].items()}
-    assert digests == {
-        "config": ASKED.digest,
-        "data": data.load("mnist_5k", "unused").digest,
-        "state": finished.state_digest,
-        "history": finished.history_digest,
-    }
+    text = artifact("record.json").read_text(encoding="utf-8")
+    record = json.loads(text)
+    assert text == json.dumps(record, indent=2, sort_keys=True) + "\n"
+    assert record["schema"] == 2
     assert RunConfig(**record["config"]) == ASKED
-    assert record["packages"]["torch"] == torch.__version__ or record["packages"]["torch"] in torch.__version__
-    assert record["arithmetic"]["threads"] == 1
-    assert record["schema"] == 1
-    assert list(record["files"]) == ["mnist_5k.csv.gz"]
+    assert record["config_digest"] == ASKED.digest
+    assert record["data"]["digest"] == data.load("mnist_5k", "unused").digest
+    assert list(record["data"]["files"]) == ["mnist_5k.csv.gz"]
+    assert record["software"]["torch"] == torch.__version__
+    assert record["software"]["packages"]["numpy"] == np.__version__
+    assert (record["arithmetic"]["threads"], record["arithmetic"]["flush_denormal"]) == (1, True)
+    assert {"training.train", "training.exact_arithmetic", "components.norms.NORMS"} <= set(record["code"]["definitions"])
+    assert record["volatile"]["wall_seconds"] > 0
+
+
+def test_record_traces_the_run_through_its_epochs(artifact: Callable[[str], Path], finished: RunResult) -> None:
+    traced = json.loads(artifact("record.json").read_text(encoding="utf-8"))["trace"]
+    assert traced["metrics"] == finished.history_digest
+    assert traced["epochs"][-1] == finished.state_digest
+    assert traced["epochs"][0] == traced["initial_weights"]
+    assert len(set(traced["epochs"])) == len(finished.history)
+    best = Checkpoint.load(artifact("checkpoints/best.safetensors"))
+    assert traced["epochs"][best.epoch] == state_digest(best.state)
 
 
 @pytest.mark.parametrize("name", ["plots/history.png", "plots/activations.png"])

@@ -76,7 +76,7 @@ def test_mlproject_names() -> None:
 def test_command_line_has_an_option_for_every_field() -> None:
     options = {option.name: option for option in train.params if isinstance(option, Option)}
     assert [name for name in options if name in FIELDS] == list(FIELDS)
-    assert set(options) - set(FIELDS) == {"resume", "no_health", "profile"}
+    assert set(options) - set(FIELDS) == {"resume", "no_health", "profile", "numerics"}
     given = train.make_context("train", []).params
     for name in FIELDS:
         assert options[name].opts == [f"--{name.replace('_', '-')}"]
