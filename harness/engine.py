@@ -30,6 +30,7 @@ from harness.sources import code_digest
 from harness.worker import Tell, Work, work
 
 ANSWER = 10  # seconds within which a scheduler, and one of its workers, must have answered
+SILENCE = 30  # seconds without a sign of life after which a worker of this machine, stopped say, is killed and replaced
 Came = Mapping[str, RunResult | str]  # run id -> result, or why it failed
 
 
@@ -109,7 +110,10 @@ def _check(client: Client, scheduler: str, configs: Sequence[RunConfig]) -> None
 @contextmanager
 def _local(workers: int) -> Iterator[Client]:
     """Worker processes of this machine, one thread each; they die with this process."""
-    born = {"distributed.worker.multiprocessing-method": nursery.METHOD}  # those too that take a dead one's place
+    born = {
+        "distributed.worker.multiprocessing-method": nursery.METHOD,  # those too that take a dead one's place
+        "distributed.scheduler.worker-ttl": f"{SILENCE} s",  # looked at as often: Dask's own 5 minutes may become 10
+    }
     try:
         with dask.config.set(born), _started(workers) as cluster, Client(cluster) as client:
             try:
