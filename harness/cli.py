@@ -353,8 +353,8 @@ def _lead_nowhere() -> None:
     """Give a process that was started with its input or outputs closed some: the next file would take their numbers."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, stream := open(os.devnull, mode, encoding="utf-8"))
-            os.set_inheritable(stream.fileno(), True)  # by workers
+            os.set_inheritable(number := os.open(os.devnull, os.O_RDWR), True)  # by workers
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
 
 
 def _say(line: str, err: bool = False) -> None:
