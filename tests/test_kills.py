@@ -486,12 +486,13 @@ def test_second_driver_names_the_stopped_one_that_it_waits_for_and_neither_doubl
     assert first.until(first.training)
     os.kill(first.child.pid, signal.SIGSTOP)
     drivers.append(second := Driver(place, "--workers", "2", lease=5))
-    time.sleep(15)
+    assert second.child.stdout
+    assert second.child.stdout.readline() == f"waiting  process {first.child.pid} works on small\n"
+    time.sleep(8)
     assert second.child.poll() is None
     os.kill(first.child.pid, wake)
     code, out, err = second.end()
     assert (code, err) == (0, ""), err
-    assert f"waiting  process {first.child.pid} works on small" in out
     assert f"done     {CELLS} of {CELLS} cells" in out
     code, _, err = first.end()
     assert (code, err) == ((0, "") if wake == signal.SIGCONT else (-signal.SIGKILL, "")), err
