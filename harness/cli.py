@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run() -> None:
     """`main` as a process of its own: it cleans up and leaves; for Python to end its libraries takes a second or two."""
+    _lead_nowhere()
     try:
         main()
     except SystemExit as end:
@@ -389,6 +390,14 @@ class StudyLines(Lines):
             of = f", test loss {losses[0]:.3g} to {losses[-1]:.3g}" if losses else ""
             text = f"{now.settled}/{now.cells} cells, {len(now.running)} training{of}, {now.failed} failed; epoch"
             self.draw(text, now.epoch, now.epochs)
+
+
+def _lead_nowhere() -> None:
+    """Give a process that was started with its input or outputs closed some: the next file would take their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            os.set_inheritable(number := os.open(os.devnull, os.O_RDWR), True)  # by workers
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
 
 
 def _say(line: str, err: bool = False) -> None:

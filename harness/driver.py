@@ -18,7 +18,7 @@ from filelock import Timeout
 from harness import engine, frames
 from harness.config import slug
 from harness.engine import Came
-from harness.errors import InputError
+from harness.errors import InputError, TakenOver
 from harness.plan import Plan, prepare_all
 from harness.recorder import fail
 from harness.results import EpochRecord
@@ -290,7 +290,8 @@ class Launch:
                 self._settled(lane.cell.name, run)
             else:
                 why = why if isinstance(why, str) else "its worker stopped"
-                if run.info.status != "FAILED" and not self.store.held(lane.run_id):  # the worker died with it
+                left = not why.startswith(TakenOver.__name__) and not self.store.held(lane.run_id)
+                if run.info.status != "FAILED" and left:  # the worker died with it
                     fail(RunLog(self.store, run), RuntimeError(why))
                 self._failed(lane.cell.name, why)
 
@@ -399,6 +400,6 @@ def _alone(store: Store, study: Study, say: Say) -> Iterator[None]:
         try:
             held.enter_context(store.lock(name))
         except Timeout:
-            say(f"waiting  another process works on {study.name}")
+            say(f"waiting  {store.holder(name)} works on {study.name}")
             held.enter_context(store.lock(name, -1))
         yield

@@ -30,6 +30,8 @@ from harness.sources import code_digest
 from harness.worker import Tell, Work, work
 
 ANSWER = 10  # seconds within which a scheduler, and one of its workers, must have answered
+PARTING = 0.2  # seconds that a worker has for its last words
+SILENCE = 30  # seconds without a sign of life after which a worker of this machine, stopped say, is killed and replaced
 Came = Mapping[str, RunResult | str]  # run id -> result, or why it failed
 
 
@@ -43,7 +45,8 @@ class Engine:
     def trained(self, works: Sequence[Work], tell: Tell) -> Generator[tuple[Work, Came]]:
         """Train stacks, in this order as workers come free; yields each with what its runs came to.
 
-        A stack whose workers die again and again is cut into single runs; a single run that does is given up. To close
+        A stack whose workers die again and again is cut into single runs; a single run that does is given up. A process of
+        this machine in which a run failed is replaced by a fresh one: want of memory, say, would fail all others too. To close
         the iterator is to stop: workers of this machine at once, others when they look up at the end of an epoch.
         """
         if not works:
@@ -54,7 +57,7 @@ class Engine:
             yield from _trained(self.client, works, tell)
         else:
             with _local(min(self.workers, len(works))) as client:
-                yield from _trained(client, works, tell)
+                yield from _trained(client, works, tell, ours=True)
 
 
 @contextmanager
@@ -109,7 +112,10 @@ def _check(client: Client, scheduler: str, configs: Sequence[RunConfig]) -> None
 @contextmanager
 def _local(workers: int) -> Iterator[Client]:
     """Worker processes of this machine, one thread each; they die with this process."""
-    born = {"distributed.worker.multiprocessing-method": nursery.METHOD}  # those too that take a dead one's place
+    born = {
+        "distributed.worker.multiprocessing-method": nursery.METHOD,  # those too that take a dead one's place
+        "distributed.scheduler.worker-ttl": f"{SILENCE} s",  # looked at as often: Dask's own 5 minutes may become 10
+    }
     try:
         with dask.config.set(born), _started(workers) as cluster, Client(cluster) as client:
             try:
@@ -144,7 +150,11 @@ class Deaf(WorkerPlugin):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _trained(client: Client, works: Sequence[Work], tell: Tell) -> Generator[tuple[Work, Came]]:
+class Broken(Exception):
+    """What the runs of a stack came to, in a process that is not to be trusted with another."""
+
+
+def _trained(client: Client, works: Sequence[Work], tell: Tell, ours: bool = False) -> Generator[tuple[Work, Came]]:
     """Feed a cluster: as many stacks at a time as it has threads, so that the order is ours."""
     left, running = deque(works), dict[Any, Work]()
     news: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
@@ -159,7 +169,7 @@ def _trained(client: Client, works: Sequence[Work], tell: Tell) -> Generator[tup
         while left or running:
             while left and len(running) < max(sum(client.nthreads().values()), 1):
                 what = left.popleft()
-                running[future := client.submit(_task, what, topic, pure=False)] = what
+                running[future := client.submit(_task, what, topic, ours, pure=False)] = what
                 future.add_done_callback(lambda done: news.put(lambda: done))
             if (future := news.get()()) is None:
                 continue
@@ -168,6 +178,8 @@ def _trained(client: Client, works: Sequence[Work], tell: Tell) -> Generator[tup
             what = running.pop(future)
             if (error := future.exception()) is None:
                 yield what, future.result()
+            elif isinstance(error, Broken):
+                yield what, error.args[0]
             elif len(what.lanes) > 1:
                 left.extendleft(replace(what, lanes=(lane,)) for lane in what.lanes)
             else:
@@ -179,7 +191,7 @@ def _trained(client: Client, works: Sequence[Work], tell: Tell) -> Generator[tup
             client.unsubscribe_topic(topic)
 
 
-def _task(what: Work, topic: str) -> Came:
+def _task(what: Work, topic: str, ours: bool) -> Came:
     """On a worker: train, tell the driver of each epoch, and stop when it has cancelled this or is gone."""
     me, key = get_worker(), thread_state.key
 
@@ -190,11 +202,15 @@ def _task(what: Work, topic: str) -> Came:
             raise KeyboardInterrupt
 
     try:
-        return work(what, tell)
+        came: Came = work(what, tell)
     except KeyboardInterrupt:
         return {}
     except Exception as error:  # the store cannot be reached from here, say
-        return {lane.run_id: _line(error) for lane in what.lanes}
+        came = {lane.run_id: _line(error) for lane in what.lanes}
+    if ours and any(isinstance(why, str) for why in came.values()):
+        me.loop.add_callback(me.loop.call_later, PARTING, os.kill, os.getpid(), signal.SIGKILL)
+        raise Broken(came)  # an error is sent at once, where a result would lie here until it is asked for
+    return came
 
 
 def _codes(configs: Sequence[RunConfig]) -> list[str]:

@@ -6,6 +6,7 @@
     │   ├── StoreError   OSError       the MLflow store cannot be reached or written
     │   └── MissingArtifact            a run has no such file
     ├── CheckpointError  ValueError    a checkpoint is torn, altered or belongs to another run
+    ├── TakenOver        RuntimeError  another process goes on with the run that this one was training
     └── EngineError      RuntimeError  the cluster that was training is gone
 
 Messages are one line: what came, what is allowed, the nearest match or what to do.
@@ -46,6 +47,10 @@ class StoreError(InputError, OSError):
 
 class MissingArtifact(InputError):
     """A run without the file that was asked for."""
+
+
+class TakenOver(HarnessError, RuntimeError):
+    """A run that another process has taken up since: this one, stopped for long, say, writes nothing more to it."""
 
 
 class EngineError(HarnessError, RuntimeError):

@@ -15,7 +15,7 @@ from harness import health, record, trace
 from harness.architecture import as_module, initial_state
 from harness.checkpoint import Checkpoint, state_digest
 from harness.config import RunConfig, slug
-from harness.errors import CheckpointError
+from harness.errors import CheckpointError, TakenOver
 from harness.network import Network
 from harness.plan import Plan
 from harness.results import EpochRecord, history_csv, history_digest
@@ -87,6 +87,7 @@ class Recorder:
 
     def epoch(self, stack: Stack, lane: int, done: EpochRecord) -> None:
         """Log an epoch's metrics, then the checkpoints at its end: first the best, if it is that, then the last."""
+        self.log.check_mine()
         best = min((past.curves[self.chosen_by] for past in self.history if past.epoch), default=math.inf)
         state, moments, steps = stack.network.state(lane), stack.moments(lane), int(stack.steps)
         self.history.append(replace(done, state_digest=state_digest(state)))
@@ -105,6 +106,7 @@ class Recorder:
     def finish(self, stack: Stack, lane: int) -> RunResult:
         """Write final metrics, digests, figures, the model and the description."""
         log, plan, history, end, state = self.log, self.plan, self.history, self.history[-1], stack.network.state(lane)
+        log.check_mine()
         final = {f"final/{name.replace('/', '_')}": value for name, value in finals(stack, lane, end).items()}
         final["best/test_accuracy"] = max(done.curves["test/accuracy"] for done in history if done.epoch)
         digests = {"state_digest": state_digest(state), "history_digest": history_digest(history)}
@@ -191,6 +193,8 @@ def ending(log: RunLog, say: Callable[[str], None]) -> Iterator[None]:
     """See that a run that does not finish ends in one state: KILLED by the user, or FAILED with its traceback."""
     try:
         yield
+    except TakenOver:  # whoever has the run now writes how it ends
+        raise
     except BaseException as error:
         fail(log, error)
         say(f"{'killed' if _killed(error) else 'failed'}   {log.id}; go on with: harness train --resume {log.id}")
@@ -199,6 +203,8 @@ def ending(log: RunLog, say: Callable[[str], None]) -> Iterator[None]:
 
 def fail(log: RunLog, error: BaseException) -> None:
     """Write how a run ended that did not finish. What broke the run may break this too: the first error is the one to show."""
+    if isinstance(error, TakenOver):
+        return
     with suppress(Exception):
         log.finish("KILLED" if _killed(error) else "FAILED")
     with suppress(Exception):

@@ -28,13 +28,14 @@ from mlflow.models import Model, infer_signature
 from mlflow.utils.file_utils import local_file_uri_to_path
 from sqlalchemy.exc import SQLAlchemyError
 
-from harness.errors import InputError, MissingArtifact, StoreError
+from harness.errors import InputError, MissingArtifact, StoreError, TakenOver
 from harness.results import EpochRecord
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 UI = "http://127.0.0.1:5000"
+LOCKS = Path("/proc/locks")  # "1: FLOCK ADVISORY WRITE 4711 08:02:1234 0 EOF", on Linux
 
 
 def store_uri() -> str:
@@ -188,6 +189,15 @@ class Store:
         except Timeout:
             return True
 
+    def holder(self, name: str) -> str:
+        """Who holds a name, for a person who would wake or end it: a process that is stopped holds what it held."""
+        with suppress(OSError):  # where the kernel does not tell
+            inode = self._lock_file(name).stat().st_ino
+            for _, kind, _, _, process, place, *_ in map(str.split, LOCKS.read_text(encoding="ascii").splitlines()):
+                if kind == "FLOCK" and place.endswith(f":{inode}") and int(process) > 0:  # not in another container
+                    return f"process {process}"
+        return "another process"
+
     def open(self, run_id: str) -> RunLog:
         """A run that is there. Raises InputError when the store has none."""
         return RunLog(self, self.get(run_id))
@@ -262,6 +272,13 @@ class RunLog:
         self.store.client.update_run(self.id, status="RUNNING")
         self.run.data.tags["attempt"] = str(self.attempt + begun)
         self.tags({"attempt": self.attempt})
+
+    def check_mine(self) -> None:
+        """Raise TakenOver when another process has resumed the run since: a lock beside a sqlite store forbids that, but
+        processes on two machines that share a server have no lock in common.
+        """
+        if self.store.folder is None and (now := self.store.open(self.id).attempt) != self.attempt:
+            raise TakenOver(f"run {self.id} was taken up by another process, as attempt {now}; this one leaves it alone")
 
     def fetch(self, artifact: str, into: str) -> Path:
         """A local copy of one file of the run. Raises InputError when it has no such file."""

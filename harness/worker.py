@@ -87,8 +87,9 @@ def work(what: Work, tell: Tell) -> dict[str, RunResult | str]:
             for group in groups.values():
                 ended |= _train(group, what, tell)
         except KeyboardInterrupt:  # here, where the runs are held, so that whoever takes them up next has the last word
-            for log in (store.open(taken.lane.run_id) for group in groups.values() for taken in group):
-                if log.run.info.status == "RUNNING":
+            for mine in (taken.recorder.log for group in groups.values() for taken in group):
+                log = store.open(mine.id)
+                if log.run.info.status == "RUNNING" and log.attempt == mine.attempt:
                     log.finish("KILLED")
             raise
     return ended

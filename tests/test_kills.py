@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -137,13 +138,17 @@ class Place:
         assert (result.settled, result.failed, result.agree) == (CELLS, {}, True)
 
 
+SHORT_LEASE = "from harness import cli, engine; engine.SILENCE = {}; cli.run()"  # seconds that a worker may be silent
+
+
 class Driver:
     """A real `python -m harness study`, in a process group of its own as under a terminal."""
 
-    def __init__(self, place: Place, *arguments: str) -> None:
+    def __init__(self, place: Place, *arguments: str, lease: int | None = None) -> None:
         self.place = place
+        program = ["-c", SHORT_LEASE.format(lease)] if lease else ["-m", "harness"]
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "harness", "study", "small.toml", "--no-health", *arguments],
+            [sys.executable, *program, "study", "small.toml", "--no-health", *arguments],
             cwd=place.folder,
             env=place.environment,
             stdin=subprocess.DEVNULL,
@@ -384,6 +389,114 @@ def test_study_killed_at_any_moment_and_started_again_has_the_store_of_an_uninte
     assert min(kills.workers, kills.drivers) >= ROUNDS // 4
     assert kills.midway >= ROUNDS // 2
     assert retried >= ROUNDS // 3
+
+
+# short of memory
+
+
+HUNGRY = """
+name = "small"
+question = "Which?"
+design = "one_factor_at_a_time"
+seeds = [0]
+[base]
+dataset = "mnist_5k"
+epochs = 1
+max_batches = 1
+[factors]
+hidden_dim = [30003, 30002, 30001, 30000, 8]
+"""  # but for the last, each takes some hundreds of megabytes
+SLACK = 60 * 2**20  # bytes
+
+
+@pytest.mark.slow
+def test_worker_without_memory_costs_the_study_no_other_run(tmp_path: Path, drivers: list[Driver]) -> None:
+    """What fails in it fails with its reason, or goes on elsewhere; a fresh process takes its place."""
+    place = Place(tmp_path)
+    (place.folder / "small.toml").write_text(HUNGRY, encoding="utf-8")
+    drivers.append(driver := Driver(place, "--workers", "2"))
+    driver.until(lambda: len(driver.workers) == 2)
+    starved = driver.workers[0]
+    limit = starved.memory_info().vms + SLACK
+    resource.prlimit(starved.pid, resource.RLIMIT_AS, (limit, limit))
+    code, out, _ = driver.end()
+    cells = place.cells()
+    failed = {name: run for name, run in cells.items() if run.info.status != "FINISHED"}
+    assert len(cells) == 5
+    assert len(failed) <= 1, out
+    assert code == bool(failed)
+    for name, run in failed.items():
+        assert run.info.status == "FAILED"
+        assert run.data.tags["error"]
+        assert f"{name}: " in out
+    assert failed or max(place.attempts()) > 1, "it had memory enough"
+    before = {name: run.data.tags.get("state_digest") for name, run in cells.items() if name not in failed}
+    drivers.append(driver := Driver(place, "--workers", "1"))
+    code, out, err = driver.end()
+    assert (code, err) == (0, ""), err
+    after = {name: run.data.tags["state_digest"] for name, run in place.cells().items()}
+    assert len(after) == 5
+    assert after.items() >= before.items()
+    assert f"5 of 5 cells, {len(failed)} now" in out
+
+
+# stopped, and woken again
+
+
+@pytest.mark.slow
+def test_worker_that_is_stopped_is_replaced_and_never_writes_again(place: Place, whole: Content, drivers: list[Driver]) -> None:
+    drivers.append(driver := Driver(place, "--workers", "2", lease=5))
+    assert driver.until(driver.training)
+    assert driver.until(lambda: any(holds_a_run(worker.pid) for worker in driver.workers))
+    stopped = next(worker for worker in driver.workers if holds_a_run(worker.pid))
+    stopped.suspend()
+    code, out, err = driver.end()
+    assert (code, err) == (0, ""), err
+    assert f"done     {CELLS} of {CELLS} cells" in out
+    assert not stopped.is_running()
+    with suppress(psutil.NoSuchProcess):
+        stopped.resume()
+    assert place.content() == whole
+    assert max(place.attempts()) == 2
+
+
+@pytest.mark.slow
+def test_study_that_is_stopped_as_a_whole_and_woken_has_the_store_of_an_uninterrupted_one(
+    place: Place, whole: Content, drivers: list[Driver]
+) -> None:
+    """Ctrl-Z and fg, for longer than a worker may be silent."""
+    drivers.append(driver := Driver(place, "--workers", "2", lease=5))
+    assert driver.until(driver.training)
+    os.killpg(driver.child.pid, signal.SIGSTOP)
+    time.sleep(12)
+    os.killpg(driver.child.pid, signal.SIGCONT)
+    code, out, err = driver.end()
+    assert (code, err) == (0, ""), err
+    assert f"done     {CELLS} of {CELLS} cells" in out
+    assert place.content() == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wake", [signal.SIGCONT, signal.SIGKILL])
+def test_second_driver_names_the_stopped_one_that_it_waits_for_and_neither_doubles_a_run(
+    wake: signal.Signals, place: Place, whole: Content, drivers: list[Driver]
+) -> None:
+    """A process that is stopped holds what it held: the study. Woken it goes on; killed, the second takes over."""
+    drivers.append(first := Driver(place, "--workers", "2", lease=5))
+    assert first.until(first.training)
+    os.kill(first.child.pid, signal.SIGSTOP)
+    drivers.append(second := Driver(place, "--workers", "2", lease=5))
+    assert second.child.stdout
+    assert second.child.stdout.readline() == f"waiting  process {first.child.pid} works on small\n"
+    time.sleep(8)
+    assert second.child.poll() is None
+    os.kill(first.child.pid, wake)
+    code, out, err = second.end()
+    assert (code, err) == (0, ""), err
+    assert f"done     {CELLS} of {CELLS} cells" in out
+    code, _, err = first.end()
+    assert (code, err) == ((0, "") if wake == signal.SIGCONT else (-signal.SIGKILL, "")), err
+    assert place.content() == whole
 
 
 # two at once

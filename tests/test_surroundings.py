@@ -1,0 +1,211 @@
+"""A run is a function of its config and its data: whatever surrounds the process, it comes to the same bits."""
+
+from __future__ import annotations
+
+import os
+import pty
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import harness
+from harness.config import RunConfig
+
+# mlflow 3.17's own: a table mapped with a strategy that sqlalchemy is going to drop, a type hint in one of its classes
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+]
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = RunConfig(
+    dataset="mnist_5k", epochs=2, max_batches=4, hidden_dim=16, optimizer="adam", lr=0.001, norm="batchnorm", dropout=0.2
+)
+OPTIONS = [part for name, text in CONFIG.changed().items() for part in (f"--{name.replace('_', '-')}", text)]
+TRAIN = ("-m", "harness", "train", *OPTIONS)
+AFTER_ANOTHER = f"""
+import harness
+harness.train(harness.RunConfig(dataset="mnist_5k", epochs=1, max_batches=2, norm="layernorm", seed=7), say=lambda line: None)
+harness.train(harness.RunConfig(**{CONFIG.changed()!r}), say=lambda line: None)
+"""
+# a clock that someone sets: every look at it is a day before or after the last one
+JUMPING = """
+import itertools, time
+real, days = time.time, itertools.cycle([86400, -86400, 0])
+time.time = lambda: real() + next(days)
+"""
+MLFLOW = {
+    "MLFLOW_EXPERIMENT_NAME": "theirs",
+    "MLFLOW_EXPERIMENT_ID": "4711",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "true",
+    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "1",
+    "MLFLOW_TRACKING_USERNAME": "them",
+    "MLFLOW_TRACKING_PASSWORD": "theirs",
+    "MLFLOW_REGISTRY_URI": "sqlite:////nowhere/registry.db",
+    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "1",
+    "MLFLOW_TRUNCATE_LONG_VALUES": "false",
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One thing that is otherwise: variables (None: not there), Python's own options, or what is done to the process."""
+
+    env: Mapping[str, str | None] = field(default_factory=dict)
+    python: Sequence[str] = ()
+    shell: str = ""  # before the process becomes Python
+    terminal: bool = False
+    program: Sequence[str] = TRAIN
+    files: Mapping[str, str] = field(default_factory=dict)  # beside the working directory, in `path`
+    cwd: str = ""
+
+
+def affinity(cpu: int) -> str:
+    return f"import os; os.sched_setaffinity(0, {{sorted(os.sched_getaffinity(0))[{cpu}]}})"
+
+
+AXES: dict[str, Axis] = {
+    "clock": Axis(files={"sitecustomize.py": JUMPING}),
+    "time zone": Axis({"TZ": "<+14>-14"}),
+    "no locale": Axis({"LC_ALL": "C", "LANG": None, "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}),
+    "Turkish": Axis({"LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8", "LANGUAGE": "tr"}),
+    "umask": Axis(shell="umask 077"),
+    "no home": Axis({"HOME": None, "XDG_CACHE_HOME": None}),
+    "home elsewhere": Axis({"HOME": "/nowhere/at/all"}),
+    "no path": Axis({"PATH": "/nowhere"}),
+    "working directory": Axis(cwd="ein Ordner & mehr"),
+    "hash seed 0": Axis({"PYTHONHASHSEED": "0"}),
+    "hash seed 4242": Axis({"PYTHONHASHSEED": "4242"}),
+    "order": Axis(program=("-c", AFTER_ANOTHER)),
+    "threads": Axis({"OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "3", "OMP_DYNAMIC": "true"}),
+    "one thread": Axis({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}),
+    "without asserts": Axis(python=["-O"], env={"PYTHONDONTWRITEBYTECODE": "1"}),
+    "without docstrings": Axis({"PYTHONOPTIMIZE": "2"}),
+    "isolated from the folder": Axis(python=["-P", "-B", "-s"]),
+    "closed input": Axis(shell="exec <&-"),
+    "closed input and output": Axis(shell="exec <&- >&-"),
+    "all closed": Axis(shell="exec <&- >&- 2>&-"),
+    "terminal": Axis(terminal=True, env={"TERM": "xterm-256color", "COLUMNS": "20"}),
+    "few files": Axis(shell="ulimit -n 64"),
+    "small stack": Axis(shell="ulimit -s 1024"),
+    "nice": Axis(shell="renice -n 19 $$ >/dev/null 2>&1 || true"),
+    "first core": Axis(files={"sitecustomize.py": affinity(0)}),
+    "last core": Axis(files={"sitecustomize.py": affinity(-1)}),
+    "memory that is not zero": Axis({"MALLOC_PERTURB_": "165", "PYTHONMALLOC": "malloc"}),
+    "another's mlflow": Axis(MLFLOW),
+    "no GPU to be seen": Axis({"CUDA_VISIBLE_DEVICES": ""}),
+}
+ALL = ("time zone", "no locale", "no home", "hash seed 4242", "threads", "memory that is not zero", "another's mlflow")
+TOGETHER = Axis(
+    {name: value for axis in ALL for name, value in AXES[axis].env.items()},
+    python=["-O"],
+    shell="umask 077; ulimit -n 64; exec <&- >&-",
+    files={"sitecustomize.py": JUMPING},
+)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """What the run comes to here."""
+    folder = tmp_path_factory.mktemp("reference")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.delenv("MLFLOW_RUN_ID", raising=False)
+        result = harness.train(CONFIG, say=lambda line: None)
+    return result.state_digest, result.history_digest
+
+
+def trained(axis: Axis, folder: Path) -> list[tuple[str, str, str]]:
+    """What the runs of a fresh process came to: status, state_digest, history_digest, the last one first."""
+    beside, cwd = folder / "path", folder / (axis.cwd or "cwd")
+    for place in (beside, cwd):
+        place.mkdir(parents=True)
+    for name, content in axis.files.items():
+        (beside / name).write_text(content, encoding="utf-8")
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    env |= {"PYTHONPATH": f"{beside}{os.pathsep}{ROOT}", "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    env |= {key: value for key, value in axis.env.items() if value is not None}
+    for gone in (key for key, value in axis.env.items() if value is None):
+        env.pop(gone, None)
+    command = ["/bin/sh", "-c", f'{axis.shell or ":"}; exec "$@"', "sh", sys.executable, *axis.python, *axis.program]
+    code, said = on_a_terminal(command, env, cwd) if axis.terminal else on_pipes(command, env, cwd)
+    assert code == 0, said
+    query = """
+        select status, s.value, h.value from runs r join tags s using (run_uuid) join tags h using (run_uuid)
+        where s.key = 'state_digest' and h.key = 'history_digest' order by r.rowid desc
+    """
+    with closing(sqlite3.connect(folder / "mlflow.db")) as file:
+        return list(file.execute(query))
+
+
+def on_pipes(command: Sequence[str], env: Mapping[str, str], cwd: Path) -> tuple[int, str]:
+    done = subprocess.run(command, env=dict(env), cwd=cwd, capture_output=True, text=True, timeout=200)
+    return done.returncode, done.stdout + done.stderr
+
+
+def on_a_terminal(command: Sequence[str], env: Mapping[str, str], cwd: Path) -> tuple[int, str]:
+    ours, theirs = pty.openpty()
+    said = bytearray()
+
+    def read() -> None:
+        try:
+            while some := os.read(ours, 4096):
+                said.extend(some)
+        except OSError:  # the other end is closed
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with subprocess.Popen(command, env=dict(env), cwd=cwd, stdin=theirs, stdout=theirs, stderr=theirs) as child:
+        os.close(theirs)
+        code = child.wait(timeout=200)
+    reader.join(timeout=10)
+    os.close(ours)
+    return code, said.decode(errors="replace")
+
+
+def test_bits_are_the_same_when_much_is_otherwise_at_once(reference: tuple[str, str], tmp_path: Path) -> None:
+    assert trained(TOGETHER, tmp_path) == [("FINISHED", *reference)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AXES)
+def test_bits_are_the_same_whatever_surrounds_the_process(name: str, reference: tuple[str, str], tmp_path: Path) -> None:
+    assert trained(AXES[name], tmp_path)[0] == ("FINISHED", *reference)
+
+
+STUDY = f"""
+name = "surrounded"
+question = "Same?"
+design = "one_factor_at_a_time"
+seeds = [0, 1]
+[base]
+dataset = "mnist_5k"
+epochs = {CONFIG.epochs}
+max_batches = {CONFIG.max_batches}
+hidden_dim = {CONFIG.hidden_dim}
+optimizer = "adam"
+lr = {CONFIG.lr}
+dropout = {CONFIG.dropout}
+[factors]
+norm = ["batchnorm", "layernorm", "none"]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1, 2, 3, 4])
+def test_bits_are_the_same_under_any_number_of_workers(workers: int, reference: tuple[str, str], tmp_path: Path) -> None:
+    """The cell of this config, beside five others, in stacks that are cut otherwise each time."""
+    (tmp_path / "surrounded.toml").write_text(STUDY, encoding="utf-8")
+    program = ("-m", "harness", "study", str(tmp_path / "surrounded.toml"), "--workers", str(workers))
+    found = trained(Axis(program=program, env={"PYTHONHASHSEED": str(workers)}, shell="ulimit -n 256"), tmp_path / "study")
+    assert len(found) == 6
+    assert ("FINISHED", *reference) in found
