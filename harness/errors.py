@@ -6,6 +6,7 @@
     │   ├── StoreError   OSError       the MLflow store cannot be reached or written
     │   └── MissingArtifact            a run has no such file
     ├── CheckpointError  ValueError    a checkpoint is torn, altered or belongs to another run
+    ├── WriteError       OSError       the disk or the store took no more of a run that had begun
     └── EngineError      RuntimeError  the cluster that was training is gone
 
 Messages are one line: what came, what is allowed, the nearest match or what to do.
@@ -54,6 +55,10 @@ class EngineError(HarnessError, RuntimeError):
 
 class CheckpointError(HarnessError, ValueError):
     """A checkpoint that does not hold what its own digest says, or that another config wrote."""
+
+
+class WriteError(HarnessError, OSError):
+    """A disk that is full or read-only, or a store that fails, in the middle of a run; its checkpoints are whole."""
 
 
 def refusal(what: str, given: object, allowed: Iterable[str] | str) -> str:
