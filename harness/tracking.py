@@ -60,6 +60,7 @@ class Store:
         self.experiments: dict[str, str] = {}  # name -> id, of those asked for
         for name in ("mlflow", "alembic"):  # they tell of every table that they create
             logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback beside the error that it raises
         with _refused(self.uri), self._alone(), told(IMPATIENT):
             self._create()
             self.client = MlflowClient(self.uri)
