@@ -273,7 +273,7 @@ def forked(place: Path) -> Iterator[Callable[..., int]]:
 def test_run_killed_at_any_moment_is_resumed_to_the_same_bits(
     client: MlflowClient, whole: RunResult, forked: Callable[..., int]
 ) -> None:
-    """SIGKILL at random moments, and before random operations on checkpoints; half of the runs are killed once more, and more.
+    """SIGKILL at random moments, and before random operations on checkpoints; most runs are killed several times.
 
     A run that had not begun says so, every other one ends as if nothing had happened.
     """
@@ -292,7 +292,7 @@ def test_run_killed_at_any_moment_is_resumed_to_the_same_bits(
             assert code in (0, -signal.SIGKILL)
             kills, taken = kills + (code != 0), taken + 1
             run = next((run for run_id, run in runs(client).items() if run_id not in before), None)
-            if run is None or "config_digest" not in run.data.tags or run.info.status == "FINISHED" or rng.random() < 0.5:
+            if run is None or "config_digest" not in run.data.tags or run.info.status == "FINISHED" or rng.random() < 0.2:
                 break
             given = ["--resume", run.info.run_id]
         if run is None:
@@ -308,7 +308,7 @@ def test_run_killed_at_any_moment_is_resumed_to_the_same_bits(
         assert 1 <= attempt <= taken + 1
         assert_as_if_nothing_had_happened(client, run.info.run_id, whole, attempt)
     print(f"{kills} kills, {resumed} runs resumed")
-    assert resumed >= KILLS / 5
+    assert resumed >= KILLS / 20
 
 
 # stopped at each step; in one process, by an error that ends it there
@@ -509,6 +509,7 @@ def test_run_with_neither_checkpoint_whole_starts_from_the_beginning_and_says_wh
     run_id = stopped_at("epoch 5", monkeypatch, client, SHORT)
     last = checkpoint_of(place, run_id)
     last.write_bytes(b"")
+    last.with_name(".last.safetensors.1.tmp").write_bytes(b"half")  # of a process that was killed, and is not to stay
     last.with_name("previous.safetensors").write_bytes(flipped(last.with_name("best.safetensors").read_bytes(), 90_000))
     said: list[str] = []
     resume(run_id, say=said.append)
