@@ -1,6 +1,7 @@
 """Checkpoints: all that a run needs to go on, in one safetensors file that vouches for itself.
 
 A file is written beside its place, flushed to disk and renamed, so that there is the old one or the new one and never half.
+The old one may be kept under another name, for when a disk gives back something else than was written.
 Its metadata holds a SHA-256 over every tensor and the rest of the metadata. Nothing in it is executed.
 """
 
@@ -42,8 +43,8 @@ class Checkpoint:
     history: Sequence[EpochRecord] = ()
     chosen_by: str = ""  # the metric that made this the best one; empty for the last one
 
-    def save(self, path: Path) -> None:
-        """Write the file at once or not at all. Raises OSError when the disk does."""
+    def save(self, path: Path, keep: str = "") -> None:
+        """Write the file at once or not at all; what stood there takes the name `keep`. Raises OSError when the disk does."""
         tensors = {f"model.{name}": tensor for name, tensor in self.state.items()}
         tensors |= {f"{moment}.{name}": t for moment, state in self.moments.items() for name, t in state.items()}
         meta = {
@@ -57,7 +58,7 @@ class Checkpoint:
             "history": [record.to_json() for record in self.history],
             "chosen_by": self.chosen_by,
         }
-        _write(path, _pack(tensors, meta))
+        _write(path, _pack(tensors, meta), keep)
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -136,7 +137,7 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     return hashlib.sha256(f"{state_digest(tensors)} {text}".encode()).hexdigest()
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes, keep: str) -> None:
     """Write beside, flush, rename, and flush the folder: a crash at any point leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -145,6 +146,8 @@ def _write(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if keep:
+            _keep(path, path.with_name(keep))
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -153,3 +156,17 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Give what stands at `path`, if anything does, a second name in place of whatever had it."""
+    beside = previous.with_name(f".{previous.name}.{os.getpid()}.tmp")
+    try:
+        os.link(path, beside)  # so that nobody ever finds nothing at `path`
+        beside.replace(previous)
+    except FileNotFoundError:
+        return
+    except OSError:  # a disk that has no hard links
+        path.replace(previous)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ import click
 
 from harness import nursery, version
 from harness.config import CHOICES, FIELDS, RunConfig, allowed
-from harness.errors import HarnessError, InputError, refusal
+from harness.errors import HarnessError, InputError, WriteError, refusal
 from harness.numerics import NUMERICS, choose, current
 from harness.study import Study
 
@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(InputError(error.format_message()))
     except HarnessError as error:
         _fail(error)
+    except OSError as error:  # a disk, in the middle of it
+        _fail(WriteError(str(error)))
     except Exception:
         traceback.print_exc()
         sys.exit(FAILED)
@@ -319,6 +321,7 @@ def ending(result: RunResult) -> str:
             f"{outcome:<8} {result.run_id}  {result.name}",
             f"test     loss {final['final/test_loss']:.5g} nats  accuracy {final['final/test_accuracy']:.4f}",
             f"digests  state {result.state_digest[:16]}  history {result.history_digest[:16]}",
+            *(f"lost     {figure}" for figure in result.lost),
             f"look     mlflow ui --backend-store-uri {result.store}",
             f"         {result.page}",
             f"         {result.chart}",

@@ -20,12 +20,12 @@ from harness.config import slug
 from harness.engine import Came
 from harness.errors import InputError, TakenOver
 from harness.plan import Plan, prepare_all
-from harness.recorder import fail
+from harness.recorder import RunResult, fail
 from harness.results import EpochRecord
 from harness.stacks import makespan, pack
 from harness.study import Study
 from harness.survey import DIGESTS, STATES, Standing, survey
-from harness.tracking import RunLog, Store
+from harness.tracking import RunLog, Store, in_one_line
 from harness.worker import Lane, Work
 
 Say = Callable[[str], None]
@@ -109,7 +109,7 @@ def run_study(
         store = Store()
         if launcher:
             store.open(launcher).check_unused()
-        with _alone(store, study, say):
+        with in_one_line(store.uri), _alone(store, study, say):
             launch = Launch(store, study, plans, say, watch)
             with launch.reported(overrides):
                 works = launch.schedule(max(hands.workers, 1), share, probe, models)
@@ -286,6 +286,8 @@ class Launch:
         for lane in work.lanes:
             run, why = self.store.get(lane.run_id), came.get(lane.run_id)
             if run.info.status == "FINISHED":
+                for figure in why.lost if isinstance(why, RunResult) else ():
+                    self.say(f"lost     {figure} of {lane.cell.name}")
                 self.trained += 1
                 self._settled(lane.cell.name, run)
             else:

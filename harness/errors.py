@@ -7,6 +7,7 @@
     │   └── MissingArtifact            a run has no such file
     ├── CheckpointError  ValueError    a checkpoint is torn, altered or belongs to another run
     ├── TakenOver        RuntimeError  another process goes on with the run that this one was training
+    ├── WriteError       OSError       the disk or the store took no more of a run that had begun
     └── EngineError      RuntimeError  the cluster that was training is gone
 
 Messages are one line: what came, what is allowed, the nearest match or what to do.
@@ -59,6 +60,10 @@ class EngineError(HarnessError, RuntimeError):
 
 class CheckpointError(HarnessError, ValueError):
     """A checkpoint that does not hold what its own digest says, or that another config wrote."""
+
+
+class WriteError(HarnessError, OSError):
+    """A disk that is full or read-only, or a store that fails, in the middle of a run; its checkpoints are whole."""
 
 
 def refusal(what: str, given: object, allowed: Iterable[str] | str) -> str:

@@ -11,13 +11,13 @@ from torch import nn
 
 from harness.checkpoint import Checkpoint
 from harness.config import FIELDS, RunConfig
-from harness.errors import CheckpointError, InputError, MissingArtifact, refusal
+from harness.errors import InputError, refusal
 from harness.layerlist import LayerList
 from harness.plan import Plan, prepare
-from harness.recorder import BEST, LAST, Recorder, RunResult, ending
+from harness.recorder import BEST, LAST, PREVIOUS, Recorder, RunResult, ending
 from harness.results import EpochRecord
 from harness.study import SINGLE, Cell, Variant
-from harness.tracking import RunLog, Store
+from harness.tracking import RunLog, Store, in_one_line
 from harness.training import Stack, exact_arithmetic
 from harness.training import train as train_stack
 
@@ -38,12 +38,13 @@ def train(
     `report` is told each epoch, `say` the lines that a person should see; `run_id` is a run that `mlflow run` has begun.
     `probe=False` leaves the health of layers out; weights and losses are the same to the bit.
 
-    Raises InputError (also DataError, StoreError) before anything is written. A run that diverges is a result.
+    Raises InputError (also DataError, StoreError) before anything is written, WriteError when the disk or the store takes no
+    more. A run that diverges is a result.
     """
     plan = prepare(config, say)
     store = Store()
     log = store.open(run_id) if run_id else store.create(SINGLE, plan.cell.name)
-    with log.alone(), exact_arithmetic():
+    with in_one_line(store.uri), log.alone(), exact_arithmetic():
         if run_id:
             log.adopt(plan.cell.name)
         with ending(log, say):
@@ -63,22 +64,25 @@ def resume(
 ) -> RunResult:
     """Go on with a run that was killed, in the same MLflow run, to the digests of a run that never was.
 
-    It starts from the last checkpoint that is whole, or from the beginning where there is none. Raises InputError for a run
-    that is finished, unknown, held by another process, or whose data is no longer what it was.
+    It starts from the last checkpoint, from the one before where that is damaged or not its own, or from the beginning where
+    there is none. Raises InputError for a run that is finished, unknown, held by another process, or whose data is no longer
+    what it was.
     """
     store = Store()
-    with store.open(run_id).alone(), tempfile.TemporaryDirectory() as folder:
+    with in_one_line(store.uri), store.open(run_id).alone(), tempfile.TemporaryDirectory() as folder:
         log = store.open(run_id)  # as it is now that nobody else holds it
         log.check_unfinished()
         plan = _planned(log, folder, data_dir, say)
         log.resume()
         with ending(log, say), exact_arithmetic():
             stack, recorder = Stack.of(plan.arch, [plan.config], plan.data), Recorder(log, plan, probe)
-            try:
-                recorder.restore(stack, 0, Checkpoint.load(log.fetch(LAST, folder)))
-                say(f"resume: after epoch {stack.epoch} of {plan.config.epochs}")
-            except (CheckpointError, MissingArtifact) as error:
-                say(f"resume: from the beginning: {error}")
+            last, refused = recorder.last()
+            if last is None:
+                say(f"resume: from the beginning: {refused or 'there is no checkpoint yet'}")
+            else:
+                recorder.restore(stack, 0, last)
+                instead = f", by {PREVIOUS}: {refused}" if refused else ""
+                say(f"resume: after epoch {last.epoch} of {plan.config.epochs}{instead}")
             return _alone(stack, recorder, report, say)
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import shlex
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from harness import health, record, trace
 from harness.architecture import as_module, initial_state
 from harness.checkpoint import Checkpoint, state_digest
 from harness.config import RunConfig, slug
-from harness.errors import CheckpointError, TakenOver
+from harness.errors import CheckpointError, MissingArtifact, TakenOver
 from harness.network import Network
 from harness.plan import Plan
 from harness.results import EpochRecord, history_csv, history_digest
@@ -23,6 +25,9 @@ from harness.tracking import RunLog
 from harness.training import Stack, finals, sample_counts
 
 LAST, BEST = "checkpoints/last.safetensors", "checkpoints/best.safetensors"
+# The one before the last, while a run trains and where artifacts are local. Elsewhere it would double what is sent with
+# every epoch; there a file is replaced as a whole, and to begin anew costs time and no result.
+PREVIOUS = "checkpoints/previous.safetensors"
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class RunResult:
     store: str
     page: str  # of the run, under `mlflow ui`
     chart: str  # of the run beside others
+    lost: Sequence[str] = ()  # figures that could not be drawn or written, and why
 
 
 @dataclass
@@ -51,6 +57,7 @@ class Recorder:
     probe: bool = True
     models: bool = True  # whether the trained network is logged as an MLflow model too
     history: list[EpochRecord] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
     clock: record.Clock = field(default_factory=record.Clock)
 
     @property
@@ -74,10 +81,35 @@ class Recorder:
             {"attempt": self.log.attempt, **self.plan.tags, **({"mlflow.source.git.commit": commit} if commit else {})}
         )
 
+    def last(self) -> tuple[Checkpoint | None, str]:
+        """The checkpoint to go on from, which is the last one or the one before it, and why a later one was refused.
+
+        None where there is none: the run starts from the beginning.
+        """
+        refused: list[Exception] = []
+        with tempfile.TemporaryDirectory() as folder:
+            for name in (LAST, PREVIOUS):
+                try:
+                    found = Checkpoint.load(self.log.fetch(name, folder))
+                    self._check(name, found)
+                except (CheckpointError, MissingArtifact) as error:
+                    refused.append(error)
+                    continue
+                if name == PREVIOUS:
+                    self.log.move(PREVIOUS, LAST)  # or the next one written would keep the refused one in its place
+                return found, "; ".join(map(str, refused))
+        return None, "; ".join(str(error) for error in refused if isinstance(error, CheckpointError))
+
+    def _check(self, name: str, found: Checkpoint) -> None:
+        """Raise CheckpointError for a whole checkpoint that is not this run's, or cannot be what its history tells of."""
+        if (found.config.digest, found.data_digest) != (self.plan.config.digest, self.plan.data.digest):
+            raise CheckpointError(f"{name} belongs to another config or other data")
+        tensors = [tensor for state in (found.state, *found.moments.values()) for tensor in state.values()]
+        if not found.history[-1].diverged and any(tensor.isnan().any() for tensor in tensors):
+            raise CheckpointError(f"{name} has weights or moments that are no numbers, but a history of finite losses")
+
     def restore(self, stack: Stack, lane: int, last: Checkpoint) -> None:
-        """Put a lane, and this history, where a checkpoint left them. Raises CheckpointError for another run's."""
-        if (last.config.digest, last.data_digest) != (self.plan.config.digest, self.plan.data.digest):
-            raise CheckpointError(f"{LAST} belongs to another config or other data")
+        """Put a lane, and this history, where a checkpoint of this run left them."""
         stack.restore(lane, last.epoch, last.steps, last.state, last.moments)
         self.history = list(last.history)
         self.probe = self.probe and bool(self.history[0].health)  # as the run was begun
@@ -97,7 +129,7 @@ class Recorder:
         last = Checkpoint(self.plan.config, self.plan.data.digest, done.epoch, steps, state, moments, self.history)
         if done.curves[self.chosen_by] < best or done.epoch == 1:
             self.log.file(BEST, replace(last, moments={}, chosen_by=self.chosen_by).save)
-        self.log.file(LAST, last.save)
+        self.log.file(LAST, partial(last.save, keep=Path(PREVIOUS).name))
 
     def ends_with(self, done: EpochRecord) -> bool:
         """Whether this is the run's last epoch."""
@@ -110,6 +142,10 @@ class Recorder:
         final = {f"final/{name.replace('/', '_')}": value for name, value in finals(stack, lane, end).items()}
         final["best/test_accuracy"] = max(done.curves["test/accuracy"] for done in history if done.epoch)
         digests = {"state_digest": state_digest(state), "history_digest": history_digest(history)}
+        log.metrics(final, end.epoch)
+        log.text("history.csv", history_csv(history))
+        self._record()
+        self._figures(stack, lane)
         result = RunResult(
             run_id=log.id,
             name=plan.cell.name,
@@ -121,11 +157,8 @@ class Recorder:
             store=log.store.uri,
             page=log.page,
             chart=log.store.chart(log.run.info.experiment_id, {"study": plan.cell.study}),
+            lost=tuple(self.lost),
         )
-        log.metrics(final, end.epoch)
-        log.text("history.csv", history_csv(history))
-        self._record()
-        self._figures(stack, lane)
         if self.models:
             log.model(as_module(plan.arch, state, int(stack.steps)), plan.data.test[:4].images.cpu(), end.epoch)
         log.tags(
@@ -135,6 +168,7 @@ class Recorder:
                 "mlflow.note.content": describe(plan, result),
             }
         )
+        log.drop(PREVIOUS, "checkpoints/.*")  # the latter of processes that were killed in the middle of writing
         log.finish("FINISHED")
         return result
 
@@ -149,21 +183,41 @@ class Recorder:
         self.log.text("record.json", text)
 
     def _figures(self, stack: Stack, lane: int) -> None:
+        """Draw the run. A figure that cannot be drawn or written costs itself, not the run."""
+        figures: dict[str, Callable[[], Callable[[Path], object]]] = {"plots/history.png": self._curves}
+        if self.history[0].health:
+            figures["plots/activations.png"] = partial(self._activations, stack, lane)
+        for artifact, draw in figures.items():
+            try:
+                self.log.file(artifact, draw())
+            except Exception as error:
+                with suppress(OSError):
+                    self.log.drop(artifact)  # half of it
+                self.lost.append(" ".join(f"{artifact}: {type(error).__name__}: {error}".split())[:300])
+
+    @property
+    def _title(self) -> str:
+        plan = self.plan
+        return f"{plan.cell.name} on {plan.data.name}" + (", diverged" if self.history[-1].diverged else "")
+
+    def _curves(self) -> Callable[[Path], object]:
         from harness import plots  # half a second that a study's driver, which draws nothing, need not wait for
 
+        return plots.history(self.history, self._title)
+
+    def _activations(self, stack: Stack, lane: int) -> Callable[[Path], object]:
+        from harness import plots
+
         plan = self.plan
-        title = f"{plan.cell.name} on {plan.data.name}" + (", diverged" if self.history[-1].diverged else "")
-        self.log.file("plots/history.png", plots.history(self.history, title))
-        if self.history[0].health:
-            start = Network.zeros(plan.arch, 1, plan.config.device)
-            start.load(0, initial_state(plan.arch, plan.config.init, plan.config.seed))  # once more, from its stream
-            inputs, _ = stack.probe(lane)
-            before, after = health.outputs(start, inputs), health.outputs(stack.lanes[lane], inputs)
-            self.log.file("plots/activations.png", plots.activations(before, after, title))
+        start = Network.zeros(plan.arch, 1, plan.config.device)
+        start.load(0, initial_state(plan.arch, plan.config.init, plan.config.seed))  # once more, from its stream
+        inputs, _ = stack.probe(lane)
+        before, after = health.outputs(start, inputs), health.outputs(stack.lanes[lane], inputs)
+        return plots.activations(before, after, self._title)
 
 
 def describe(plan: Plan, result: RunResult) -> str:
-    """Four lines of Markdown: what the run was, what came out, its bits and the command that repeats it."""
+    """Four lines of Markdown: what the run was, what came out, its bits, the command that repeats it; and what was lost."""
     config, final, data = plan.config, result.final, plan.data
     network = f"{config.hidden_dim} hidden units" if config.network == "mlp" else f"{len(plan.arch.layers)} layers"
     options = {
@@ -184,6 +238,7 @@ def describe(plan: Plan, result: RunResult) -> str:
         f"train loss {final['final/train_loss']:.4f}, accuracy {final['final/train_accuracy']:.4f}; one seed.",
         f"**Bits**: weights `{result.state_digest[:16]}`, curves `{result.history_digest[:16]}`.",
         f"**Again**: `{shlex.join(['harness', 'train', *parts])}`",
+        *(f"**Lost**: {figure}" for figure in result.lost),
     ]
     return "\n\n".join(lines)
 
@@ -197,7 +252,8 @@ def ending(log: RunLog, say: Callable[[str], None]) -> Iterator[None]:
         raise
     except BaseException as error:
         fail(log, error)
-        say(f"{'killed' if _killed(error) else 'failed'}   {log.id}; go on with: harness train --resume {log.id}")
+        again = f"go on with: harness train --resume {log.id}" if log.begun else "it had not begun: start it afresh"
+        say(f"{'killed' if _killed(error) else 'failed'}   {log.id}; {again}")
         raise
 
 

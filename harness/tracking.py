@@ -28,7 +28,7 @@ from mlflow.models import Model, infer_signature
 from mlflow.utils.file_utils import local_file_uri_to_path
 from sqlalchemy.exc import SQLAlchemyError
 
-from harness.errors import InputError, MissingArtifact, StoreError, TakenOver
+from harness.errors import InputError, MissingArtifact, StoreError, TakenOver, WriteError
 from harness.results import EpochRecord
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Store:
         self.experiments: dict[str, str] = {}  # name -> id, of those asked for
         for name in ("mlflow", "alembic"):  # they tell of every table that they create
             logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback beside the error that it raises
         with _refused(self.uri), self._alone(), told(IMPATIENT):
             self._create()
             self.client = MlflowClient(self.uri)
@@ -232,6 +233,11 @@ class RunLog:
         """How many times it was begun or taken up again."""
         return int(self.run.data.tags.get("attempt", "1"))
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has all that a resume reads."""
+        return "config_digest" in self.run.data.tags
+
     def adopt(self, name: str) -> None:
         """Take over a run that `mlflow run` has begun. Raises InputError when it already holds one."""
         self.run = self.store.get(self.id)
@@ -240,7 +246,7 @@ class RunLog:
 
     def check_unused(self) -> None:
         """Raise InputError for a run that is not one which `mlflow run` has just begun."""
-        if "config_digest" in self.run.data.tags or self.run.info.status not in ("RUNNING", "SCHEDULED"):
+        if self.begun or self.run.info.status not in ("RUNNING", "SCHEDULED"):
             raise InputError(f"MLFLOW_RUN_ID={self.id} already holds a run; unset it to start another")
 
     def copy(self, other: RunLog, artifacts: Sequence[str]) -> None:
@@ -259,11 +265,12 @@ class RunLog:
         """Raise InputError when there is nothing to go on with."""
         if self.run.info.status == "FINISHED":
             raise InputError(f"run {self.id} is FINISHED; there is nothing to resume")
-        if "config_digest" not in self.run.data.tags:
+        if not self.begun:
             raise InputError(f"run {self.id} is no harness run that had begun; start it afresh")
 
     def resume(self) -> None:
         """Make the run RUNNING again, without the error that it may have failed with, and learn which rows it has."""
+        self.drop("traceback.txt")
         if "error" in self.run.data.tags:
             self.store.client.delete_tag(self.id, "error")
         keys = self.run.data.metrics
@@ -298,6 +305,7 @@ class RunLog:
     def tags(self, tags: Mapping[str, object]) -> None:
         """Set tags, as text."""
         self.store.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+        self.run.data.tags.update({key: str(value) for key, value in tags.items()})
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log metrics of one step in one call."""
@@ -326,13 +334,27 @@ class RunLog:
     def file(self, artifact: str, write: Callable[[Path], object]) -> None:
         """Let `write(path)` make an artifact: in its place where artifacts are local, else beside and then uploaded."""
         if (root := _local(self.run)) is not None:
-            (root / artifact).parent.mkdir(parents=True, exist_ok=True)
-            write(root / artifact)
+            try:
+                (root / artifact).parent.mkdir(parents=True, exist_ok=True)
+                write(root / artifact)
+            except OSError as error:
+                raise WriteError(f"{root / artifact} cannot be written: {error.strerror or error}") from error
             return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / Path(artifact).name
             write(path)
             self.store.client.log_artifact(self.id, str(path), str(Path(artifact).parent).removeprefix("."))
+
+    def move(self, artifact: str, to: str) -> None:
+        """Give a file of the run the place of another, where artifacts are local."""
+        if (root := _local(self.run)) is not None:
+            (root / artifact).replace(root / to)
+
+    def drop(self, *patterns: str) -> None:
+        """Delete files of the run by their names, as for a shell, where artifacts are local; elsewhere MLflow has no way to."""
+        if (root := _local(self.run)) is not None:
+            for path in (path for pattern in patterns for path in root.glob(pattern)):
+                path.unlink(missing_ok=True)
 
     def text(self, artifact: str, content: str) -> None:
         """Write a text artifact."""
@@ -423,6 +445,15 @@ def _refused(uri: str) -> Iterator[None]:
         raise
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, Timeout) as error:
         raise StoreError(f"store {uri} cannot be opened or written: {_line(error)}") from error
+
+
+@contextmanager
+def in_one_line(uri: str) -> Iterator[None]:
+    """Turn what MLflow raises for a store that takes no more of what had begun into one line, as WriteError."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
+        raise WriteError(f"store {uri} cannot be written: {_line(error)}") from error
 
 
 def _line(error: BaseException) -> str:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import platform
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from harness.checkpoint import Checkpoint
 from harness.config import RunConfig
-from harness.errors import CheckpointError, DataError, InputError, MissingArtifact
+from harness.errors import DataError, InputError
 from harness.launch import run
 from harness.plan import prepare
-from harness.recorder import LAST, Recorder, RunResult, fail
+from harness.recorder import PREVIOUS, Recorder, RunResult, fail
 from harness.results import EpochRecord
 from harness.study import Cell
 from harness.tracking import RunLog, Store
@@ -96,7 +96,7 @@ def work(what: Work, tell: Tell) -> dict[str, RunResult | str]:
 
 
 def _take(log: RunLog, lane: Lane, what: Work) -> Taken:
-    """Make a run RUNNING; with its last checkpoint, or begun where there is none."""
+    """Make a run RUNNING; with its last checkpoint or the one before, or begun where there is neither."""
     plan = prepare(lane.config, lambda line: None, lane.cell)
     if plan.data.digest != lane.data_digest:
         raise DataError(f"{plan.data.name} has digest {plan.data.digest} here, but {lane.data_digest} for the driver")
@@ -104,12 +104,13 @@ def _take(log: RunLog, lane: Lane, what: Work) -> Taken:
         raise InputError("the code here is not the driver's: it was changed meanwhile; the same command goes on")
     recorder = Recorder(log, plan, what.probe, what.models)
     log.resume()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            return Taken(lane, recorder, Checkpoint.load(log.fetch(LAST, folder)))
-    except (CheckpointError, MissingArtifact):
+    last, refused = recorder.last()
+    if last is None:
         recorder.begin()
-        return Taken(lane, recorder, None)
+    if refused:
+        stands = f"after epoch {last.epoch}, by {PREVIOUS}" if last else "from the beginning"
+        logging.getLogger(__name__).warning("%s of run %s goes on %s: %s", lane.cell.name, log.id, stands, refused)
+    return Taken(lane, recorder, last)
 
 
 def _train(group: Sequence[Taken], what: Work, tell: Tell) -> dict[str, RunResult | str]:

@@ -12,7 +12,9 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -389,6 +391,97 @@ def test_crash_at_any_step_of_a_write_leaves_a_whole_file_and_no_leftovers(
     assert os.listdir(tmp_path) == ["last.safetensors"]
     new.save(path)
     assert_equal(Checkpoint.load(path), new)
+
+
+class Operations:
+    """What a write asks of the disk: the nth of it fails, or takes the process with it, in the midst of what it writes."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, nth: int, fail: Callable[[], None], share: float, links: bool) -> None:
+        self.done, self.nth, self.fail, self.share = 0, nth, fail, share
+        for owner, name in [(os, "fsync"), (os, "open"), (os, "link"), *((Path, n) for n in ("mkdir", "replace", "unlink"))]:
+            patch.setattr(owner, name, self.counted(getattr(owner, name)))
+        if not links:
+            patch.setattr(os, "link", self.counted(self.refuse))
+        patch.setattr(Path, "open", self.counted(lambda path, mode: File(path, self)))
+
+    def counted(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.count()
+            return real(*args, **kwargs)
+
+        return call
+
+    def count(self) -> None:
+        self.done += 1
+        if self.done == self.nth:
+            self.fail()
+
+    @staticmethod
+    def refuse(*paths: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")  # as FAT and some network disks say
+
+
+class File(io.FileIO):
+    """A file of which a share is written when the disk fails."""
+
+    def __init__(self, path: Path, operations: Operations) -> None:
+        super().__init__(path, "w")
+        self.operations = operations
+
+    def write(self, content: Any) -> int:
+        super().write(content[: int(len(content) * self.operations.share)])
+        self.operations.count()
+        self.seek(0)
+        return super().write(content)
+
+
+def fail() -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+@pytest.mark.parametrize("share", [0, 0.5, 1], ids=["empty", "torn", "whole"])
+@pytest.mark.parametrize("die", [False, True], ids=["fails", "dies"])
+def test_write_that_stops_before_any_operation_leaves_the_old_state_or_the_new(
+    die: bool, share: float, links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is a whole checkpoint to go on from after every one of them, and the next write finds nothing in its way."""
+    first, old, new = (a_checkpoint(SMALL, n, seed=n) for n in (1, 2, 3))
+    outcomes = []
+    for nth in range(1, 40):
+        folder = tmp_path / str(nth)
+        last, previous = folder / "last.safetensors", folder / "previous.safetensors"
+        first.save(last, keep=previous.name)
+        old.save(last, keep=previous.name)
+        assert_equal(Checkpoint.load(previous), first)
+
+        def save(nth: int = nth, last: Path = last) -> int:
+            with monkeypatch.context() as patch:
+                operations = Operations(patch, nth, partial(os._exit, 9) if die else fail, share, links)
+                with suppress(OSError):
+                    new.save(last, keep="previous.safetensors")
+                return operations.done
+
+        if die:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads: the child computes nothing
+                child = os.fork()
+            if child == 0:
+                save()
+                os._exit(0)
+            reached = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        else:
+            reached = save() >= nth
+        at = {path.name: Checkpoint.load(path).epoch for path in (last, previous) if path.exists()}
+        outcomes.append((at.get(last.name), at.get(previous.name)))
+        new.save(last, keep=previous.name)
+        assert_equal(Checkpoint.load(last), new)
+        assert Checkpoint.load(previous).epoch in (2, 3)
+        if not reached:
+            break
+    assert {(2, 1), (3, 2)} < set(outcomes) <= {(2, 1), (2, 2) if links else (None, 2), (3, 2)}
+    assert outcomes[-1] == (3, 2)
+    assert len(outcomes) > 8
 
 
 def test_file_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -266,6 +266,38 @@ def test_runs_that_did_not_end_are_taken_over_in_place(client: MlflowClient, int
     assert [run.info.status for run in reports(client, "interrupted")] == ["FINISHED"]
 
 
+def test_cell_whose_last_checkpoint_is_refused_goes_on_from_the_one_before_and_its_stack_with_it(
+    client: MlflowClient, whole: StudyResult, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three lanes of one stack: one has another's checkpoint, one has no whole one at all."""
+    study = ofat("damaged", (0, 1, 2), {"epochs": 4}, act=["tanh"])
+
+    def watch(now: Progress) -> None:
+        if now.epoch == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch(study, watch=watch)
+    places = [folder(run) / "checkpoints" for _, run in sorted(cells(client, "damaged").items())]
+    shutil.copy(places[2] / "last.safetensors", places[0] / "last.safetensors")
+    for name in ("last", "previous"):
+        (places[1] / f"{name}.safetensors").write_bytes(b"")
+    result = launch(study)
+    assert (result.trained, result.settled, result.failed) == (3, 3, {})
+    launch(study.model_copy(update={"name": "undamaged"}))
+    assert digests_of(client, "damaged") == digests_of(client, "undamaged")
+    for name, model in cells(client, "undamaged").items():
+        assert rows(client, cells(client, "damaged")[name]) == rows(client, model), name
+    told = {
+        record.getMessage().split(" of run ")[0]: record.getMessage() for record in caplog.records if "goes on" in record.msg
+    }
+    assert sorted(told) == ["act=tanh-s0", "act=tanh-s1"]
+    assert "after epoch 2, by checkpoints/previous.safetensors: " in told["act=tanh-s0"]
+    assert "belongs to another config" in told["act=tanh-s0"]
+    assert "from the beginning: " in told["act=tanh-s1"]
+    assert [path.name for place in places for path in place.iterdir() if path.name == "previous.safetensors"] == []
+
+
 def test_more_seeds_train_only_the_new_ones(client: MlflowClient, whole: StudyResult) -> None:
     study = ofat("seeds")
     assert launch(study).trained == 2

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 import harness
-from harness import tracking
-from harness.checkpoint import state_digest
+from harness import nursery, tracking
+from harness.checkpoint import Checkpoint, state_digest
+from harness.cli import main
 from harness.config import RunConfig
 from harness.errors import InputError
 from harness.launch import RunResult, resume
+from harness.plan import prepare
+from harness.recorder import Recorder
 from harness.results import EpochRecord
+from harness.tracking import Store
 
 # mlflow 3.17's own: a table mapped with a strategy that sqlalchemy is going to drop, a type hint in one of its classes
 pytestmark = [
@@ -36,6 +41,7 @@ pytestmark = [
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 16
+KILLS = int(os.environ.get("HARNESS_KILLS", "10"))  # of single runs; 200 take ten minutes
 CONFIG = RunConfig(
     dataset="mnist_5k",
     epochs=EPOCHS,
@@ -219,30 +225,90 @@ def test_polite_kill_ends_the_run_as_killed_and_it_can_be_resumed(
     assert_as_if_nothing_had_happened(client, run_id, whole, attempt=2)
 
 
+def train_until(uri: str, arguments: list[str], operation: int) -> None:
+    """The command line, killed before its nth operation on a folder of checkpoints; 0: never."""
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    done = 0
+
+    def hear(event: str, told: tuple[Any, ...]) -> None:
+        nonlocal done
+        if event in ("open", "os.link", "os.rename", "os.remove") and "checkpoints" in str(told[0]):
+            done += 1
+            if done == operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    if operation:
+        sys.addaudithook(hear)
+    main(["train", *arguments])
+
+
+@pytest.fixture
+def forked(place: Path) -> Iterator[Callable[..., int]]:
+    """Runs the command line in a process of its own, killed after some seconds or at an operation; returns its exit code.
+
+    The process is a fork of one that has imported what it needs, so that two hundred take minutes and not half an hour.
+    """
+    nursery.begin()
+    children: list[BaseProcess] = []
+
+    def run(arguments: list[str], seconds: float = 200, operation: int = 0) -> int:
+        given = (os.environ["MLFLOW_TRACKING_URI"], arguments, operation)
+        child: BaseProcess = multiprocessing.get_context(nursery.METHOD).Process(target=train_until, args=given)
+        children.append(child)
+        child.start()
+        child.join(seconds)
+        child.kill()
+        child.join(30)
+        assert child.exitcode is not None
+        return child.exitcode
+
+    yield run
+    for child in children:
+        child.kill()
+    nursery.end()
+
+
 @pytest.mark.slow
 def test_run_killed_at_any_moment_is_resumed_to_the_same_bits(
-    client: MlflowClient, whole: RunResult, processes: list[Process]
+    client: MlflowClient, whole: RunResult, forked: Callable[..., int]
 ) -> None:
-    """Twenty kills at random moments; a run that had not begun says so, every other one ends as if nothing had happened."""
-    rng, resumed = random.Random(0), 0
-    for _ in range(20):
-        before = set(runs(client))
-        processes.append(process := Process(*arguments(CONFIG)))
-        if rng.random() < 0.8:
-            process.until(rf"^epoch +{rng.randrange(EPOCHS)}/")
-        time.sleep(rng.uniform(0, 0.6))
-        process.end(signal.SIGKILL)
-        for run_id in set(runs(client)) - before:
-            if client.get_run(run_id).info.status == "FINISHED":
-                continue
-            if "config_digest" not in client.get_run(run_id).data.tags:
-                with pytest.raises(InputError):
-                    resume(run_id)
-                continue
-            resume(run_id)
-            assert_as_if_nothing_had_happened(client, run_id, whole, attempt=2)
-            resumed += 1
-    assert resumed >= 10
+    """SIGKILL at random moments, and before random operations on checkpoints; most runs are killed several times.
+
+    A run that had not begun says so, every other one ends as if nothing had happened.
+    """
+    seed = time.time_ns()
+    print(f"seed {seed}")
+    rng, kills, resumed = random.Random(seed), 0, 0
+    assert forked(["--help"]) == 0  # once the imports are done
+    began = time.monotonic()
+    assert forked(arguments(CONFIG)) == 0
+    seconds = time.monotonic() - began
+    while kills < KILLS:
+        before, given, taken = set(runs(client)), arguments(CONFIG), 0
+        while True:
+            how = {"operation": rng.randrange(1, 10 * EPOCHS)} if rng.random() < 0.5 else {"seconds": rng.uniform(0, seconds)}
+            code = forked(given, **how)
+            assert code in (0, -signal.SIGKILL)
+            kills, taken = kills + (code != 0), taken + 1
+            run = next((run for run_id, run in runs(client).items() if run_id not in before), None)
+            if run is None or "config_digest" not in run.data.tags or run.info.status == "FINISHED" or rng.random() < 0.2:
+                break
+            given = ["--resume", run.info.run_id]
+        if run is None:
+            continue
+        if "config_digest" not in run.data.tags:
+            with pytest.raises(InputError, match="start it afresh"):
+                resume(run.info.run_id)
+            continue
+        if run.info.status != "FINISHED":
+            resume(run.info.run_id, say=lambda line: None)
+        attempt = int(client.get_run(run.info.run_id).data.tags["attempt"])
+        assert 1 <= attempt <= taken + 1
+        assert_as_if_nothing_had_happened(client, run.info.run_id, whole, attempt)
+        resumed += attempt > 1
+        print(f"{kills} kills, {resumed} runs resumed")
+    assert resumed >= KILLS / 20
 
 
 # stopped at each step; in one process, by an error that ends it there
@@ -370,38 +436,126 @@ def test_run_of_a_network_file_is_resumed_under_its_own_name_when_the_file_is_go
 # damage
 
 
-def test_damaged_checkpoint_means_the_beginning_and_says_so(
-    client: MlflowClient, whole: RunResult, place: Path, monkeypatch: pytest.MonkeyPatch
+SHORT = CONFIG.replace(epochs=4)
+
+
+@pytest.fixture(scope="module")
+def short(place: Path, whole: RunResult) -> RunResult:
+    """A shorter run that nobody interrupted."""
+    return harness.train(SHORT, say=lambda line: None)
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    return content[: bit // 8] + bytes([content[bit // 8] ^ 1 << bit % 8]) + content[bit // 8 + 1 :]
+
+
+def with_a_nan(content: bytes, folder: Path) -> bytes:
+    """A checkpoint with a right digest that holds a weight which is none."""
+    (folder / "x").write_bytes(content)
+    found = Checkpoint.load(folder / "x")
+    found.state["linear2.weight"][1, 2] = float("nan")
+    found.save(folder / "x")
+    return (folder / "x").read_bytes()
+
+
+DAMAGES: dict[str, str] = {
+    "one bit": "damaged or altered",
+    "torn": "torn or no safetensors file",
+    "empty": "torn or no safetensors file",
+    "gone": "has no artifact",
+    "another run's": "belongs to another config",
+    "no numbers": "weights or moments that are no numbers",
+}
+
+
+def damage(how: str, path: Path, other: Path, folder: Path) -> None:
+    content = path.read_bytes()
+    path.unlink()
+    if how != "gone":
+        path.write_bytes(
+            {
+                "one bit": flipped(content, len(content) * 8 - 800),
+                "torn": content[: len(content) // 2],
+                "empty": b"",
+                "another run's": other.read_bytes(),
+                "no numbers": with_a_nan(content, folder),
+            }[how]
+        )
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(
+    how: str,
+    client: MlflowClient,
+    whole: RunResult,
+    short: RunResult,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    run_id = stopped_at("epoch 9", monkeypatch, client)
-    path = checkpoint_of(place, run_id)
-    content = bytearray(path.read_bytes())
-    content[-100] ^= 1
-    path.write_bytes(content)
+    run_id = stopped_at("epoch 5", monkeypatch, client, SHORT)  # after epoch 3
+    damage(how, checkpoint_of(place, run_id), checkpoint_of(place, whole.run_id), tmp_path)
     said: list[str] = []
     resume(run_id, say=said.append)
-    assert_as_if_nothing_had_happened(client, run_id, whole, attempt=2)
-    assert [line for line in said if line.startswith("resume: from the beginning: ") and "damaged" in line]
+    (line,) = (line for line in said if line.startswith("resume: "))
+    assert line.startswith("resume: after epoch 2 of 4, by checkpoints/previous.safetensors: ")
+    assert DAMAGES[how] in line
+    assert_as_if_nothing_had_happened(client, run_id, short, attempt=2)
 
 
-@pytest.mark.parametrize("damage", ["gone", "empty", "another run's"])
-def test_checkpoint_that_is_not_there_or_of_another_run_means_the_beginning(
-    damage: str, client: MlflowClient, whole: RunResult, place: Path, monkeypatch: pytest.MonkeyPatch
+def test_run_with_neither_checkpoint_whole_starts_from_the_beginning_and_says_why(
+    client: MlflowClient, short: RunResult, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = CONFIG.replace(epochs=4)
-    reference = harness.train(config)
-    run_id = stopped_at("epoch 3", monkeypatch, client, config)
-    path = checkpoint_of(place, run_id)
-    if damage == "gone":
-        path.unlink()
-    elif damage == "empty":
-        path.write_bytes(b"")
-    else:
-        shutil.copy(checkpoint_of(place, whole.run_id), path)
+    run_id = stopped_at("epoch 5", monkeypatch, client, SHORT)
+    last = checkpoint_of(place, run_id)
+    last.write_bytes(b"")
+    last.with_name(".last.safetensors.1.tmp").write_bytes(b"half")  # of a process that was killed, and is not to stay
+    last.with_name("previous.safetensors").write_bytes(flipped(last.with_name("best.safetensors").read_bytes(), 90_000))
     said: list[str] = []
-    result = resume(run_id, say=said.append)
-    assert (result.state_digest, result.history_digest) == (reference.state_digest, reference.history_digest)
-    assert any(line.startswith("resume: from the beginning: ") for line in said)
+    resume(run_id, say=said.append)
+    (line,) = (line for line in said if line.startswith("resume: "))
+    assert re.fullmatch(r"resume: from the beginning: .*last\.safetensors is torn .*previous\.safetensors has SHA-256 .*", line)
+    assert_as_if_nothing_had_happened(client, run_id, short, attempt=2)
+
+
+def test_every_one_of_six_hundred_damages_is_refused_and_the_checkpoint_before_is_taken_up_in_its_place(
+    client: MlflowClient, short: RunResult, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 flipped bits and 100 cuts, anywhere in the file of a real run."""
+    run_id = stopped_at("epoch 5", monkeypatch, client, SHORT)
+    last = checkpoint_of(place, run_id)
+    before = last.with_name("previous.safetensors")
+    content, whole_one, rng = last.read_bytes(), before.read_bytes(), random.Random(0)
+    header = 8 + int.from_bytes(content[:8], "little")
+    bits = [*rng.sample(range(8 * header), 250), *rng.sample(range(8 * header, 8 * len(content)), 250)]
+    lengths = [0, 1, 7, 8, header - 1, header, len(content) - 1, *rng.sample(range(len(content)), 93)]
+    recorder = Recorder(Store().open(run_id), prepare(SHORT, lambda line: None))
+    for damaged in [*(flipped(content, bit) for bit in bits), *(content[:length] for length in lengths)]:
+        last.write_bytes(damaged)
+        before.write_bytes(whole_one)
+        found, why = recorder.last()
+        assert found
+        assert found.epoch == 2
+        assert str(last) in why
+        assert last.read_bytes() == whole_one  # and so whoever is killed now has it still
+        assert not before.exists()
+    last.write_bytes(content)
+    found, why = recorder.last()
+    assert found
+    assert (found.epoch, why) == (3, "")
+
+
+def test_checkpoint_of_no_numbers_is_that_of_a_run_that_diverged(
+    client: MlflowClient, short: RunResult, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There it is a result, and nothing to be refused."""
+    config = SHORT.replace(optimizer="sgd", lr=1e30, norm="none", act="relu")
+    run_id = stopped_at("file plots/history.png", monkeypatch, client, config)
+    found = Checkpoint.load(checkpoint_of(place, run_id))
+    assert any(tensor.isnan().any() for tensor in found.state.values())
+    said: list[str] = []
+    assert resume(run_id, say=said.append).diverged == found.epoch
+    assert f"resume: after epoch {found.epoch} of 4" in said
 
 
 # what cannot be resumed
