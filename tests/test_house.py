@@ -42,7 +42,7 @@ ROWS = (
         "frames",
     ),
     ("plan", "recorder", "launch", "worker", "engine", "stacks", "driver"),
-    (),
+    ("doctor",),
     ("cli", "__main__"),
 )
 ORDER = [name for row in ROWS for name in row]
