@@ -68,7 +68,8 @@ def check_file(uri: str) -> None:
             tables = {name for (name,) in file.execute("SELECT name FROM sqlite_master")}
             rows = file.execute("SELECT version_num FROM alembic_version").fetchall() if "alembic_version" in tables else []
     except sqlite3.Error as error:
-        raise StoreError(f"store {uri} cannot be read: {_line(error)}; restore a copy of it, or name another") from None
+        remedy = "end what writes it" if "locked" in str(error) else "restore a copy of it, or name another"
+        raise StoreError(f"store {uri} cannot be read: {_line(error)}; {remedy}") from None
     if whole != "ok":
         raise StoreError(f"store {uri} is damaged: {whole}; restore a copy of it, or name another")
     found, wanted = (rows[0][0] if rows else "none"), _get_latest_schema_revision()
