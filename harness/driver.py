@@ -199,6 +199,7 @@ class Launch:
         tags = {"report": self.study.name, "edition": self.edition}
         name = f"{self.study.name}-report"
         self.report = RunLog(self.store, found[0]) if found else self.store.create(self.study.name, name, "harness study", tags)
+        self.report.forget_error()
         self.store.client.update_run(self.report.id, status="RUNNING")
         digests = {name: {key: str(plan.tags[key]) for key in (*DIGESTS, "dataset")} for name, plan in self.plans.items()}
         content = {"study": json.loads(self.study.json_text()), "overrides": dict(overrides), "cells": digests}

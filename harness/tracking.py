@@ -299,14 +299,18 @@ class RunLog:
 
     def resume(self) -> None:
         """Make the run RUNNING again, without the error that it may have failed with, and learn which rows it has."""
-        if "error" in self.run.data.tags:
-            self.store.client.delete_tag(self.id, "error")
+        self.forget_error()
         keys = self.run.data.metrics
         self.logged = {(key, row.step) for key in keys for row in self.store.client.get_metric_history(self.id, key)}
         begun = self.run.info.status != "SCHEDULED"
         self.store.client.update_run(self.id, status="RUNNING")
         self.run.data.tags["attempt"] = str(self.attempt + begun)
         self.tags({"attempt": self.attempt})
+
+    def forget_error(self) -> None:
+        """Take away the error that an earlier attempt ended with."""
+        if "error" in self.run.data.tags:
+            self.store.client.delete_tag(self.id, "error")
 
     def fetch(self, artifact: str, into: str) -> Path:
         """A local copy of one file of the run. Raises InputError when it has no such file."""

