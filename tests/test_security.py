@@ -1,4 +1,4 @@
-"""What harness opens to others, what it would execute, what it records: nothing beyond this machine, nothing, nothing secret."""
+"""What harness opens to others, what it would execute, what it records: no port beyond this machine, nothing, no secret."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import json
 import os
 import pickle
 import re
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,140 @@ factors = {act = ["tanh", "relu"]}
 def environment(**env: str) -> dict[str, str]:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     return {**clean, "PYTHONPATH": str(ROOT), **env}
+
+
+# what listens, and what is recorded
+
+
+@dataclass
+class Watched:
+    """A command that has run: its folder, and the sockets that it and its children were seen to listen on."""
+
+    folder: Path
+    listening: set[str] = field(default_factory=set)  # addresses
+    processes: set[int] = field(default_factory=set)
+    out: str = ""
+
+
+def look(process: psutil.Process, seen: Watched) -> None:
+    """Note what a process and all below it listen on, by /proc/net/tcp, tcp6, udp and udp6."""
+    with suppress(psutil.Error):
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):
+                seen.processes.add(one.pid)
+                for connection in one.net_connections("inet"):
+                    if connection.status == psutil.CONN_LISTEN or (connection.type == 2 and connection.laddr):
+                        seen.listening.add(connection.laddr.ip)
+
+
+def watched(folder: Path, *arguments: str) -> Watched:
+    """Run harness with a secret in its environment, and look at its sockets all the while."""
+    seen = Watched(folder)
+    env = environment(SECRET_TOKEN=SECRET, AWS_SECRET_ACCESS_KEY=SECRET)
+    with (folder / "out.txt").open("w", encoding="utf-8") as out:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "harness", *arguments], cwd=folder, env=env, stdout=out, stderr=subprocess.STDOUT
+        )
+        try:
+            end = time.monotonic() + 150
+            while child.poll() is None:
+                assert time.monotonic() < end
+                look(psutil.Process(child.pid), seen)
+                time.sleep(0.2)
+        finally:
+            child.kill()
+            child.wait()
+    seen.out = (folder / "out.txt").read_text(encoding="utf-8")
+    assert child.returncode == 0, seen.out
+    return seen
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    return watched(tmp_path_factory.mktemp("trained"), "train", "--dataset", "mnist_5k", "--epochs", "2", "--max-batches", "50")
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    folder = tmp_path_factory.mktemp("launched")
+    (folder / "small.toml").write_text(TOML, encoding="utf-8")
+    return watched(folder, "study", "small.toml", "--workers", "2", "--log-models")
+
+
+def test_a_run_listens_on_nothing(trained: Watched) -> None:
+    assert trained.processes
+    assert trained.listening == set()
+
+
+@pytest.mark.slow
+def test_a_study_listens_on_this_machine_only(launched: Watched) -> None:
+    """Scheduler, workers, nannies and their web pages."""
+    assert len(launched.processes) >= 3
+    assert launched.listening, "its scheduler was not seen at all"
+    assert {address for address in launched.listening if not ip_address(address).is_loopback} == set()
+
+
+def contents(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Every file below a folder, and every member of those that are archives."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield str(path.relative_to(folder)), path.read_bytes()
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    for name in archive.namelist():
+                        yield f"{path.relative_to(folder)}/{name}", archive.read(name)
+
+
+def holding(folder: Path, *words: str) -> list[str]:
+    """The names of files that hold one of these words, in any case, also as a name."""
+    wanted = [word.lower().encode() for word in words]
+    return [
+        name
+        for name, content in contents(folder)
+        for word in wanted
+        if word in content.lower() or word in name.lower().encode()
+    ]
+
+
+def nothing_secret(seen: Watched) -> None:
+    """In artifacts, models and the store itself, so in no tag and no param; nor was it printed."""
+    assert {Path(name).name for name, _ in contents(seen.folder)} >= {
+        "mlflow.db",
+        "config.json",
+        "record.json",
+        "history.csv",
+        "last.safetensors",
+        "MLmodel",
+    }
+    assert holding(seen.folder, "mnist_5k"), "the search finds nothing"
+    assert holding(seen.folder, SECRET, "SECRET_TOKEN", "AWS_SECRET_ACCESS_KEY") == []
+
+
+def test_a_run_records_nothing_of_the_environment(trained: Watched) -> None:
+    nothing_secret(trained)
+
+
+@pytest.mark.slow
+def test_a_study_records_nothing_of_the_environment(launched: Watched) -> None:
+    nothing_secret(launched)
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_records_nothing_of_the_environment(tmp_path: Path) -> None:
+    """Its traceback has lines of code, not their values."""
+    code = """
+import harness
+def stop(record, epochs):
+    raise RuntimeError("the disk is full")
+harness.train(harness.RunConfig(dataset="mnist_5k", epochs=1, max_batches=5), report=stop)
+"""
+    env = environment(SECRET_TOKEN=SECRET)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=150, check=False
+    )
+    assert "the disk is full" in done.stderr
+    assert any(name.endswith("traceback.txt") for name in holding(tmp_path, "the disk is full"))
+    assert holding(tmp_path, SECRET, "SECRET_TOKEN") == []
 
 
 # what is executed
