@@ -284,6 +284,26 @@ def verify(run_id: str | None, study: str | None, sample: str, tolerance: bool, 
     sys.exit(DONE if found.exact or (tolerance and found.level != verification.LEVELS[-1]) else FAILED)
 
 
+@cli.command()
+@click.option("--data-dir", metavar="DIR", help=f"Where the data files are.  [{RunConfig().data_dir}]")
+@click.option("--reap", is_flag=True, help="End runs that are RUNNING in the store, but whose process is gone.")
+@click.option(
+    "--older-than", metavar="MINUTES", default="1440", help="How long `mlflow run` may take to build an environment.  [1440]"
+)
+def doctor(data_dir: str | None, reap: bool, older_than: str) -> None:
+    """Check all that a run needs, a line each: ok, warn, or bad and what to do. Exit code 1 when anything is bad."""
+    if not (older_than.isascii() and older_than.isdigit()):
+        raise InputError(refusal("older_than", older_than, "a whole number of minutes from 0"))
+    from harness.doctor import examine
+
+    states = []
+    for finding in examine(data_dir or RunConfig().data_dir, reap, int(older_than)):
+        _say(str(finding))
+        states.append(finding.state)
+    if "bad" in states:
+        sys.exit(FAILED)
+
+
 def _overrides(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the command line changes in a study: its seeds, and parameters by their own options or by --set."""
     overrides = {name: given[name] for name in ("seeds", *FIELDS) if given[name] is not None}

@@ -160,7 +160,7 @@ class RunConfig(BaseModel):
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls, text: str | bytes) -> Self:
         """The config that `json_text` wrote. Raises InputError when the text is not one."""
         try:
             values = json.loads(text)

@@ -163,6 +163,14 @@ def load(name: str, data_dir: str, normalize: str = "unit", say: Callable[[str],
         return _load("mnist_5k", data_dir, normalize)
 
 
+def files(name: str, data_dir: str) -> list[Path]:
+    """The files that a dataset has in `data_dir`, there or not; none where a package ships it."""
+    source = DATASETS[name]
+    listed = {} if source.package else source.files
+    names = sorted({file for entry in listed for file in (entry, entry.removesuffix(".gz"))})
+    return [Path(data_dir).expanduser() / source.torchvision / "raw" / file for file in names]
+
+
 @lru_cache(maxsize=1)  # pixels are in memory once a process
 def _load(name: str, data_dir: str, normalize: str) -> Data:
     source = DATASETS[name]

@@ -105,9 +105,10 @@ def run_study(
     if workers is not None and workers < 0:
         raise InputError(f"workers={workers} is not allowed; allowed: a whole number from 0")
     plans = prepare_all(study.cells, say)
-    with engine.opened(workers, scheduler, [plan.config for plan in plans]) as hands:
+    with engine.opened(workers, scheduler, [plan.config for plan in plans]) as hands, ExitStack() as held:
         store = Store()
         if launcher:
+            held.enter_context(store.open(launcher).alone())  # so that others see that it has a process
             store.open(launcher).check_unused()
         with in_one_line(store.uri), _alone(store, study, say):
             launch = Launch(store, study, plans, say, watch)
@@ -198,6 +199,7 @@ class Launch:
         tags = {"report": self.study.name, "edition": self.edition}
         name = f"{self.study.name}-report"
         self.report = RunLog(self.store, found[0]) if found else self.store.create(self.study.name, name, "harness study", tags)
+        self.report.forget_error()
         self.store.client.update_run(self.report.id, status="RUNNING")
         digests = {name: {key: str(plan.tags[key]) for key in (*DIGESTS, "dataset")} for name, plan in self.plans.items()}
         content = {"study": json.loads(self.study.json_text()), "overrides": dict(overrides), "cells": digests}
@@ -397,7 +399,7 @@ def compared(runs: Sequence[Any]) -> tuple[str, bool]:
 @contextmanager
 def _alone(store: Store, study: Study, say: Say) -> Iterator[None]:
     """One launch of a study at a time: a second one waits, and then finds what is left to do."""
-    name = f"study-{study.name}-{hashlib.sha256(store.uri.encode()).hexdigest()[:8]}"
+    name = store.study_lock(study.name)
     with ExitStack() as held:
         try:
             held.enter_context(store.lock(name))

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -63,7 +64,10 @@ def _last(store: Store, name: str) -> Any:
         return None
     report = max(reports, key=lambda run: int(run.data.tags["launched"]))
     with tempfile.TemporaryDirectory() as folder:
-        return json.loads(RunLog(store, report).fetch(STUDY_FILE, folder).read_text(encoding="utf-8"))
+        try:
+            return json.loads(RunLog(store, report).fetch(STUDY_FILE, folder).read_bytes())
+        except ValueError as error:
+            raise InputError(f"run {report.info.run_id}: {STUDY_FILE} is not JSON; launch {name} again: {error}") from None
 
 
 def last_overrides(store: Store, name: str) -> dict[str, Any]:
@@ -221,7 +225,7 @@ def _history(store: Store, standing: Standing) -> pd.DataFrame:
     """The file that a finished run keeps, to the last bit; of another run what the store has."""
     try:
         with tempfile.TemporaryDirectory() as folder:
-            frame = pd.read_csv(RunLog(store, standing.run).fetch("history.csv", folder), engine="python")  # exact
+            frame = _curves(RunLog(store, standing.run).fetch("history.csv", folder))
     except MissingArtifact:
         values: dict[int, dict[str, float]] = {}
         for name in standing.run.data.metrics:
@@ -233,6 +237,17 @@ def _history(store: Store, standing: Standing) -> pd.DataFrame:
     cell = standing.cell
     named = {"run_id": standing.run.info.run_id, "variant": cell.variant.name, "seed": cell.seed, "state": standing.state}
     return pd.DataFrame({**{name: [value] * len(frame) for name, value in named.items()}, **frame})
+
+
+def _curves(path: Path) -> pd.DataFrame:
+    """What `history_csv` wrote. Raises InputError for anything else."""
+    try:
+        frame = pd.read_csv(path, engine="python")  # exact
+    except ValueError as error:
+        raise InputError(f"{path} is no CSV of epochs; delete it, and the metrics of the store are read: {error}") from None
+    if "epoch" not in frame:
+        raise InputError(f"{path} has no column epoch; delete it, and the metrics of the store are read")
+    return frame
 
 
 def _describe(values: pd.Series[float]) -> dict[str, float]:

@@ -130,7 +130,7 @@ def _recorded(stack: Stack, recorder: Recorder, done: EpochRecord, tell: Callabl
 def _planned(log: RunLog, folder: str, data_dir: str | None, say: Callable[[str], None]) -> Plan:
     """The plan of a run that had begun, on the data that it had. Raises InputError when the data is another."""
     params: dict[str, Any] = {name: text for name, text in log.run.data.params.items() if name in FIELDS}
-    config = RunConfig.from_json(log.fetch("config.json", folder).read_text(encoding="utf-8"))
+    config = RunConfig.from_json(log.fetch("config.json", folder).read_bytes())
     if isinstance(config.network, LayerList) and params["network"].startswith("{"):
         params["network"] = config.network  # whose text may have been too long for a param
     tags, asked = log.run.data.tags, RunConfig(**params)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ from harness.results import EpochRecord
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+UNFINISHED = ("RUNNING", "SCHEDULED")
 UI = "http://127.0.0.1:5000"
 LOCKS = Path("/proc/locks")  # "1: FLOCK ADVISORY WRITE 4711 08:02:1234 0 EOF", on Linux
 
@@ -51,6 +53,30 @@ def store_uri() -> str:
     if found := sorted(set("?%") & set(place)):
         raise StoreError(f"store {place}: a sqlite store cannot lie in a folder with {found[0]} in its name; use another")
     return f"sqlite:///{place}"
+
+
+def check_file(uri: str) -> None:
+    """Look at the file of a sqlite store without MLflow, which would fill an empty one and migrate an old one.
+
+    Raises StoreError for one that is damaged, is no store, or is not at the schema that this MLflow wants.
+    """
+    from mlflow.store.db.utils import _get_latest_schema_revision  # half a second that only this needs to wait for
+
+    place = Path(uri.removeprefix("sqlite:///"))
+    try:
+        with closing(sqlite3.connect(f"{place.as_uri()}?mode=rw", uri=True, timeout=10)) as file:
+            whole = file.execute("PRAGMA quick_check(1)").fetchone()[0]
+            tables = {name for (name,) in file.execute("SELECT name FROM sqlite_master")}
+            rows = file.execute("SELECT version_num FROM alembic_version").fetchall() if "alembic_version" in tables else []
+    except sqlite3.Error as error:
+        remedy = "end what writes it" if "locked" in str(error) else "restore a copy of it, or name another"
+        raise StoreError(f"store {uri} cannot be read: {_line(error)}; {remedy}") from None
+    if whole != "ok":
+        raise StoreError(f"store {uri} is damaged: {whole}; restore a copy of it, or name another")
+    found, wanted = (rows[0][0] if rows else "none"), _get_latest_schema_revision()
+    if found != wanted:
+        remedy = f"copy it, then: mlflow db upgrade {uri}" if rows else "name another"
+        raise StoreError(f"store {uri} has schema {found}, mlflow {version('mlflow')} wants {wanted}; {remedy}")
 
 
 class Store:
@@ -135,12 +161,21 @@ class Store:
             if (found := self.client.get_experiment_by_name(experiment)) is None:
                 return []
             search = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-            runs, token = list[Run](), None
-            while True:
-                page = self.client.search_runs([found.experiment_id], search, max_results=1000, page_token=token)
-                runs += page
-                if not (token := page.token):
-                    return runs
+            return self._search([found.experiment_id], search)
+
+    def unfinished(self) -> list[Run]:
+        """The runs of all experiments that have not ended, whoever began them."""
+        with _refused(self.uri):
+            experiments = [found.experiment_id for found in self.client.search_experiments(max_results=10_000)]
+            return [run for state in UNFINISHED for run in self._search(experiments, f"attributes.status = '{state}'")]
+
+    def _search(self, experiments: Sequence[str], search: str) -> list[Run]:
+        runs, token = list[Run](), None
+        while True:
+            page = self.client.search_runs(list(experiments), search, max_results=1000, page_token=token)
+            runs += page
+            if not (token := page.token):
+                return runs
 
     def latest(self) -> RunLog:
         """The run that was begun last of those that finished. Raises InputError where none has."""
@@ -156,6 +191,18 @@ class Store:
         """End a run: FINISHED, FAILED or KILLED."""
         with told(QUIET):
             self.client.set_terminated(run_id, status)
+
+    def reap(self, run_id: str, why: str) -> bool:
+        """End a run that has no process: KILLED, as its process was, with the reason in the tag `error`.
+
+        False where one has taken it up meanwhile, or it has ended.
+        """
+        with suppress(Timeout), self.lock(run_id):
+            if self.get(run_id).info.status in UNFINISHED:
+                self.client.set_tag(run_id, "error", why)
+                self.end(run_id, "KILLED")
+                return True
+        return False
 
     def chart(self, experiment_id: str, tags: Mapping[str, str]) -> str:
         """Where `mlflow ui` draws the runs that have these tags beside each other."""
@@ -180,9 +227,17 @@ class Store:
         finally:
             lock.release()  # the file stays: to remove it would let two others hold it at once
 
+    def study_lock(self, study: str) -> str:
+        """The name that a launch of a study holds."""
+        return f"study-{study}-{hashlib.sha256(self.uri.encode()).hexdigest()[:8]}"
+
+    def ever_held(self, name: str) -> bool:
+        """Whether a process of this machine holds a name, or has held it."""
+        return self._lock_file(name).exists()
+
     def held(self, name: str) -> bool:
         """Whether a process of this machine holds a name."""
-        if not self._lock_file(name).exists():
+        if not self.ever_held(name):
             return False  # and looking makes none
         try:
             with self.lock(name, 0.1):  # another process may be looking, too
@@ -246,7 +301,7 @@ class RunLog:
 
     def check_unused(self) -> None:
         """Raise InputError for a run that is not one which `mlflow run` has just begun."""
-        if self.begun or self.run.info.status not in ("RUNNING", "SCHEDULED"):
+        if self.begun or self.run.info.status not in UNFINISHED:
             raise InputError(f"MLFLOW_RUN_ID={self.id} already holds a run; unset it to start another")
 
     def copy(self, other: RunLog, artifacts: Sequence[str]) -> None:
@@ -271,8 +326,7 @@ class RunLog:
     def resume(self) -> None:
         """Make the run RUNNING again, without the error that it may have failed with, and learn which rows it has."""
         self.drop("traceback.txt")
-        if "error" in self.run.data.tags:
-            self.store.client.delete_tag(self.id, "error")
+        self.forget_error()
         keys = self.run.data.metrics
         self.logged = {(key, row.step) for key in keys for row in self.store.client.get_metric_history(self.id, key)}
         begun = self.run.info.status != "SCHEDULED"
@@ -286,6 +340,11 @@ class RunLog:
         """
         if self.store.folder is None and (now := self.store.open(self.id).attempt) != self.attempt:
             raise TakenOver(f"run {self.id} was taken up by another process, as attempt {now}; this one leaves it alone")
+
+    def forget_error(self) -> None:
+        """Take away the error that an earlier attempt ended with."""
+        if "error" in self.run.data.tags:
+            self.store.client.delete_tag(self.id, "error")
 
     def fetch(self, artifact: str, into: str) -> Path:
         """A local copy of one file of the run. Raises InputError when it has no such file."""

@@ -83,7 +83,7 @@ def processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-@pytest.mark.parametrize("command", [(), ("train",)], ids=["harness", "train"])
+@pytest.mark.parametrize("command", [(), ("train",), ("doctor",)], ids=["harness", "train", "doctor"])
 def test_help_answers_in_half_a_second(command: tuple[str, ...], tmp_path: Path) -> None:
     seconds = []
     for _ in range(3):
