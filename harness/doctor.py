@@ -161,15 +161,16 @@ def _environment() -> Iterator[Finding]:
 
 
 def _git() -> Iterator[Finding]:
-    from harness.record import git_commit
+    from harness.record import code
 
-    if (found := git_commit()) is None:
+    found = code()
+    if "commit" not in found:
         there = "git is not installed" if shutil.which("git") is None else "this code lies in no git checkout"
         yield Finding("git", "warn", f"{there}: runs record version and code digest, but no commit; run from a clone")
-    elif found[1]:
-        yield Finding("git", "warn", f"commit {found[0][:8]} with changes: runs record that it was changed, not how; commit")
+    elif found["dirty"]:
+        yield Finding("git", "ok", f"commit {found['commit'][:8]} with changes; runs record both")
     else:
-        yield Finding("git", "ok", f"commit {found[0][:8]}, nothing changed")
+        yield Finding("git", "ok", f"commit {found['commit'][:8]}, nothing changed")
 
 
 def _disk(data_dir: str) -> Iterator[Finding]:

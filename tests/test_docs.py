@@ -44,7 +44,7 @@ def parsed(arguments: list[str]) -> None:
     values = {name: text for name, text in given.items() if name in FIELDS and text is not None}
     if (given.get("study") or "").endswith(".toml"):
         RunConfig(**values)
-    elif "study" in given:
+    elif given.get("study"):
         Study.read(given["study"]).override(seeds=given.get("seeds"), **values)
     else:
         RunConfig(**values)
@@ -58,8 +58,8 @@ def test_commands_in_the_docs_are_commands(page: Path) -> None:
             parsed(words[1:])
         else:
             pairs = dict(words[i + 1].split("=") for i, word in enumerate(words) if word == "-P")
-            entry = [pairs.pop("study")] if "-e" in words else []
-            command = ["study", *entry] if entry else ["train"]
+            entry = words[words.index("-e") + 1] if "-e" in words else "train"
+            command = [entry, *(pairs.pop(name) for name in ("study", "run_id") if name in pairs)]
             parsed([*command, *(f"--{name}={value}" for name, value in pairs.items() if name != "name")])
 
 

@@ -252,7 +252,7 @@ def test_another_number_of_threads_is_named(made: tuple[Path, str], copy: Path) 
 
 def test_constant_in_a_layer_is_named(made: tuple[Path, str], copy: Path) -> None:
     edit(
-        copy, "components/norms.py", '"layernorm_scratch": LayerNormScratch(', '"layernorm_scratch": LayerNormScratch(1e-3 or '
+        copy, "components/norms.py", '"layernorm_scratch": LayerNormScratch()', '"layernorm_scratch": LayerNormScratch(1e-3)'
     )
     done = run(made[0], "verify", made[1], package=copy)
     assert done.returncode == 1
