@@ -26,7 +26,7 @@ class HarnessError(Exception):
 
     def __init__(self, message: str) -> None:
         line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.splitlines()))
-        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 4 :]}")
+        super().__init__(cut(line, LONGEST))
 
     def __reduce__(self) -> tuple[type[HarnessError], tuple[str]]:
         """Errors cross from workers to the driver; tblib, which Dask pickles them with, cannot make an OSError of its parts."""
@@ -70,6 +70,11 @@ def refusal(what: str, given: object, allowed: Iterable[str] | str) -> str:
     word = given.strip().lower() if isinstance(given, str) else ""
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6) if len(word) <= 100 else []
     return f"{line}; nearest: {near[0]}" if near else line
+
+
+def cut(text: str, most: int) -> str:
+    """`text`, its middle left out where it is longer than `most`."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 4 :]}"
 
 
 def short(given: object) -> str:

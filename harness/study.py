@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, ValidationError
 
 from harness.config import FIELDS, RunConfig
-from harness.errors import InputError, refusal, short
+from harness.errors import InputError, cut, refusal, short
 from harness.limits import LONGEST_NAME, MOST_BYTES, MOST_CELLS, MOST_VARIANTS, check_size, small_text
 
 Design = Literal["one_factor_at_a_time", "factorial", "list"]
@@ -247,7 +247,7 @@ class Study(BaseModel):
                 raise ValueError(f"{short(deep[0])} is no key; allowed: keys of one or two parts")
             values = tomllib.loads(text)
         except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
-            raise InputError(f"study {path} is not TOML: {error}") from None
+            raise InputError(f"study {path} is not TOML: {cut(str(error), 200)}") from None
         for table in (values.get("base"), *_list(values.get("variants"))):
             if isinstance(table, dict) and "network" in table:
                 table["network"] = _beside(path, table["network"])
