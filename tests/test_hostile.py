@@ -170,18 +170,17 @@ def test_every_value_arrives_as_it_was_given(entry: str, world: World, tmp_path_
     """In every declared parameter at once, and in one, and under a name, that is not declared."""
     outside = tmp_path_factory.mktemp("outside")
     env = stub(outside / "bin")
-    declared = list(load_project(str(ROOT)).get_entry_point(entry).parameters)
+    point = load_project(str(ROOT)).get_entry_point(entry)
+    declared, words_of = list(point.parameters), point.command.split()[1:]
     before = world.tree()
     for k, value in enumerate(VALUES):
-        value = value[:9000]  # twenty of them must fit into one command
+        value = value[:5000]  # twenty of them must fit into one command
         given = {**dict.fromkeys(declared, value), "extra": value, f"x{value}": "1"}
         words = outside / f"words-{k}"
         done = world.run(["bash", "-c", command(entry, given)], **env, ARGUMENTS=str(words))
         assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), value
         came = words.read_bytes().decode().split("\0")[:-1]
-        assert came[:3] == ["-m", "harness", "train" if entry == "main" else "study"]
-        assert came.count(value) == len(declared) + 1
-        assert came[-4:] == ["--extra", value, f"--x{value}", "1"]
+        assert came == [value if word.startswith("{") else word for word in words_of] + ["--extra", value, f"--x{value}", "1"]
     assert world.tree() == before
 
 
@@ -273,7 +272,7 @@ def test_hostile_options_that_are_found_late_are_refused_as_well(name: str, worl
 # names of variants become tags, names of runs and text on pages
 
 
-NAMES = [*VALUES[:3], "../../x", "a/b", "a'b", "<script>", "a\0b", "ａ", "x" * 201, " ", ""]
+NAMES = [f"$(touch {MARK})", "../../x", "a'b", "<script>", "a\0b", "x" * 201]
 
 
 def test_hostile_names_of_variants_are_refused(world: World) -> None:
