@@ -334,7 +334,7 @@ PROJECT = {  # -P name=value, as a person or a program would give it
     "a path": ("network", "../../../../etc/passwd"),
     "a format": ("init", "{act}{0.__class__}%s"),
     "an option": ("device", "--help"),
-    "a name": (f"act tanh -- {MARK}", "1"),  # of what else names may hold, MLflow refuses all itself
+    "what is not declared": ("extra", f"$(touch {MARK})"),  # a name that needs quotes MLflow refuses itself
     "control characters": ("dataset", "\x01\x1b[2J\u2028"),
 }
 
