@@ -130,6 +130,7 @@ def train(resume: str | None, no_health: bool, profile: str | None, numerics: st
             raise InputError(f"--{extra[0]} cannot go with --resume: the run keeps its own config")
     else:
         config = RunConfig(**asked)
+        config.layers()  # a file that is none is said before torch is imported
         config.layers()  # a wrong layer list is found before two seconds of imports
     from harness import launch, profiling
 

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from harness import layerlist
 from harness.errors import InputError, refusal
 from harness.layerlist import LayerList
+from harness.limits import LONGEST_PATH, MOST_WIDTH, strict_json
 
 
 @lru_cache
@@ -95,7 +96,7 @@ class RunConfig(BaseModel):
     dropout: Real = _field(0.0, "share of hidden features zeroed", "a number from 0 up to, not including, 1", ge=0, lt=1)
     epochs: Count = _field(10, "passes over the training set", "a whole number from 1 to 1000000000")
     batch_size: Count = _field(32, "samples a step", "a whole number from 1 to 1000000000")
-    hidden_dim: Count = _field(128, "width of the hidden layer", "a whole number from 1 to 1000000", le=10**6)
+    hidden_dim: Count = _field(128, "width of the hidden layer", f"a whole number from 1 to {MOST_WIDTH}", le=MOST_WIDTH)
     max_batches: Natural = _field(
         0, "minibatches an epoch, train and test alike; 0 = all", "a whole number from 0 to 9223372036854775807"
     )
@@ -104,7 +105,12 @@ class RunConfig(BaseModel):
     normalize: str = _field("unit", "pixels in [0,1], or standardized")
     validation: Real = _field(0.0, "share of the training set held out", "a number from 0 up to, not including, 1", ge=0, lt=1)
     device: str = _field("cpu", "where to train")
-    data_dir: str = _field("~/.cache/harness/data", "torchvision root of the data files")
+    data_dir: str = _field(
+        "~/.cache/harness/data",
+        "torchvision root of the data files",
+        f"a folder's path of at most {LONGEST_PATH} characters",
+        max_length=LONGEST_PATH,
+    )
 
     def __init__(self, /, **values: Any) -> None:
         for name in values:
@@ -124,7 +130,9 @@ class RunConfig(BaseModel):
             name = str(first["loc"][0])
             raise InputError(refusal(name, values[name], allowed(name))) from None
         ignored = [
-            name for name in ("act", "norm", "dropout", "hidden_dim") if self.network != "mlp" and name in self.changed()
+            name
+            for name in ("act", "norm", "dropout", "hidden_dim")
+            if self.network != "mlp" and getattr(self, name) != FIELDS[name].default
         ]
         if ignored:
             raise InputError(
@@ -163,8 +171,8 @@ class RunConfig(BaseModel):
     def from_json(cls, text: str | bytes) -> Self:
         """The config that `json_text` wrote. Raises InputError when the text is not one."""
         try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            values = strict_json(text)
+        except ValueError as error:
             raise InputError(f"config.json is not JSON: {error}") from None
         if not isinstance(values, dict):
             raise InputError("config.json is not an object of parameters")

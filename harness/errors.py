@@ -18,14 +18,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 800  # characters of a message; of a longer one the middle is left out
+
 
 class HarnessError(Exception):
-    """The root of the tree; the message is one line, whatever names and causes it quotes."""
+    """The root of the tree; the message is one printable line of bounded length, whatever names and causes it quotes."""
 
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.splitlines()))
+        super().__init__(cut(line, LONGEST))
 
     def __reduce__(self) -> tuple[type[HarnessError], tuple[str]]:
         """Errors cross from workers to the driver; tblib, which Dask pickles them with, cannot make an OSError of its parts."""
@@ -73,15 +76,21 @@ def refusal(what: str, given: object, allowed: Iterable[str] | str) -> str:
     "norm='layernrm' is not allowed; allowed: none, layernorm; nearest: layernorm"
     """
     names = [] if isinstance(allowed, str) else list(allowed)
-    line = f"{what}={_short(given)} is not allowed; allowed: {', '.join(names) if names else allowed}"
-    near = difflib.get_close_matches(given.strip().lower(), names, n=1, cutoff=0.6) if isinstance(given, str) else []
+    line = f"{what}={short(given)} is not allowed; allowed: {', '.join(names) if names else allowed}"
+    word = given.strip().lower() if isinstance(given, str) else ""
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6) if len(word) <= 100 else []
     return f"{line}; nearest: {near[0]}" if near else line
 
 
-def _short(given: object) -> str:
+def cut(text: str, most: int) -> str:
+    """`text`, its middle left out where it is longer than `most`."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 4 :]}"
+
+
+def short(given: object) -> str:
     """`given` as a person would recognize it, in a hundred characters."""
     try:
         text = repr(given)
-    except ValueError:  # Python refuses to write integers of thousands of digits
+    except (ValueError, RecursionError):  # integers of thousands of digits, lists in lists in lists
         text = f"a very large {type(given).__name__}"
     return text if len(text) <= 100 else f"{text[:97]}..."

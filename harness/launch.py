@@ -68,7 +68,7 @@ def resume(
     there is none. Raises InputError for a run that is finished, unknown, held by another process, or whose data is no longer
     what it was.
     """
-    store = Store()
+    store = Store.holding(run_id)
     with in_one_line(store.uri), store.open(run_id).alone(), tempfile.TemporaryDirectory() as folder:
         log = store.open(run_id)  # as it is now that nobody else holds it
         log.check_unfinished()
@@ -156,4 +156,4 @@ def load_model(run: str | Path, which: str = "last") -> nn.Module:
     if Path(run).suffix == ".safetensors":
         return Checkpoint.load(Path(run)).module()
     with tempfile.TemporaryDirectory() as folder:
-        return Checkpoint.load(Store().open(str(run)).fetch(LAST if which == "last" else BEST, folder)).module()
+        return Checkpoint.load(Store.holding(str(run)).open(str(run)).fetch(LAST if which == "last" else BEST, folder)).module()

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import InputError, refusal
+from harness.limits import MOST_LAYERS, MOST_PARAMETERS, MOST_WIDTH, small_text, strict_json
 
-Size = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+Size = Annotated[int, Field(strict=True, ge=1, le=MOST_WIDTH)]
 Rate = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False), AfterValidator(lambda rate: rate + 0.0)]  # no -0
+WIDTH = f"a whole number from 1 to {MOST_WIDTH}"
 ALLOWED = {
-    "size": "a whole number from 1 to 1000000",
+    "size": WIDTH,
     "rate": "a number from 0 up to, not including, 1",
-    "input_size": "a whole number from 1 to 1000000",
-    "num_classes": "a whole number from 1 to 1000000",
+    "input_size": WIDTH,
+    "num_classes": WIDTH,
     "layers": "a list of objects, each with a type",
 }
 
@@ -64,6 +67,17 @@ class LayerList(_Frozen):
         return json.dumps(self.model_dump(mode="json"), separators=(",", ":"))
 
     @property
+    def parameters(self) -> int:
+        """How many numbers the network learns, the appended linear among them."""
+        count, features = 0, self.input_size
+        for layer in (*self.layers, LinearSpec(type="linear", size=self.num_classes)):
+            if isinstance(layer, LinearSpec):
+                count, features = count + (features + 1) * layer.size, layer.size
+            elif layer.type in NORM_TYPES:
+                count += 2 * features
+        return count
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the canonical text."""
         return hashlib.sha256(self.text().encode()).hexdigest()
@@ -76,36 +90,31 @@ def parse(value: object, source: str = "network") -> LayerList:
     """
     if isinstance(value, str):
         try:
-            value = json.loads(value, object_pairs_hook=_object)
-        except (ValueError, RecursionError) as error:
-            where = f"line {error.lineno}: " if isinstance(error, json.JSONDecodeError) else ""
-            raise InputError(f"{source}: not JSON: {where}{getattr(error, 'msg', error)}") from None
+            value = strict_json(value)
+        except ValueError as error:
+            raise InputError(f"{source}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"{source}: not a layer list; allowed: an object with the key layers")
+    if isinstance(layers := value.get("layers"), list | tuple) and len(layers) > MOST_LAYERS:
+        raise InputError(f"{source}: {len(layers)} layers; allowed: at most {MOST_LAYERS}")
     try:
-        return LayerList.model_validate(value)
+        found = LayerList.model_validate(value)
     except ValidationError as error:
         raise InputError(f"{source}: {_line(error.errors()[0], value)}") from None
+    if found.parameters > MOST_PARAMETERS:
+        raise InputError(f"{source}: {found.parameters} parameters; allowed: at most {MOST_PARAMETERS}")
+    return found
 
 
 def read(path: str | Path) -> LayerList:
     """The layer list in a JSON file. Raises InputError when the file is missing, unreadable or wrong."""
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = small_text(Path(path).expanduser())
     except FileNotFoundError:
         raise InputError(f"network={str(path)!r}: no such file; allowed: mlp, or the path of a JSON layer list") from None
-    except (OSError, ValueError, RuntimeError) as error:  # also not UTF-8, a zero byte, ~nobody
-        raise InputError(f"network={str(path)!r}: cannot be read: {error}") from None
+    except (OSError, ValueError, RuntimeError) as error:  # also too long, not UTF-8, a zero byte, ~nobody
+        raise InputError(f"network={str(path)!r}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     return parse(text, str(path))
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object that says nothing twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
-    return found
 
 
 def _line(error: Any, value: dict[str, Any]) -> str:

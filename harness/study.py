@@ -18,12 +18,14 @@ from typing import Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, ValidationError
 
 from harness.config import FIELDS, RunConfig
-from harness.errors import InputError, refusal
+from harness.errors import InputError, cut, refusal, short
+from harness.limits import LONGEST_NAME, MOST_BYTES, MOST_CELLS, MOST_VARIANTS, check_size, small_text
 
 Design = Literal["one_factor_at_a_time", "factorial", "list"]
 METRICS = tuple(f"final/{part}_{what}" for part in ("test", "val", "train") for what in ("loss", "accuracy"))
 SINGLE = "harness"  # what single runs have in place of a study's name, and the experiment that they lie in
-MOST_CELLS = 100_000  # beyond it a study is a typing error
+# A key of many parts: tomllib takes time and memory by the square of their number, so 30,000 letters take 4 GB.
+DEEP = re.compile(r"""(?<![^\s.,\[{])(?:(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){20}""", re.ASCII)
 ALLOWED = {
     "name": "small letters, digits, - and _",
     "question": "a sentence",
@@ -97,7 +99,7 @@ class Study(BaseModel):
     variants: tuple[Mapping[str, Any], ...] = ()
 
     def __init__(self, /, **values: Any) -> None:
-        where = f"study {values['name']}" if isinstance(values.get("name"), str) else "study"
+        where = f"study {values['name'][:100]}" if isinstance(values.get("name"), str) else "study"
         for key in values:
             if key not in type(self).model_fields:
                 raise InputError(f"{where}: {refusal('key', key, type(self).model_fields)}")
@@ -134,15 +136,20 @@ class Study(BaseModel):
         if not getattr(self, given):
             raise InputError(f"{where}: no {given}, so no cells; allowed: {ALLOWED[given]}")
         for factor, levels in self.factors.items():
+            if factor not in FIELDS:
+                raise InputError(f"{where}: {refusal('factor', factor, FIELDS)}")
             if not levels:
                 raise refuse(f"factor {factor}", [], "at least one level")
         sizes = [len(levels) for levels in self.factors.values()]
         size = {"factorial": math.prod(sizes), "list": len(self.variants)}.get(self.design, sum(sizes))
-        if size * len(self.seeds) > MOST_CELLS:
-            raise InputError(f"{where}: {size} variants x {len(self.seeds)} seeds; allowed: at most {MOST_CELLS} cells")
+        if size > MOST_VARIANTS or size * len(self.seeds) > MOST_CELLS:
+            allowed = f"at most {MOST_VARIANTS} variants and {MOST_CELLS} cells"
+            raise InputError(f"{where}: {size} variants x {len(self.seeds)} seeds; allowed: {allowed}")
         for name in (row.get("name") for row in self.variants):
-            if not isinstance(name, str) or not name.strip() or not re.fullmatch(r"[a-z0-9 ._=-]{1,200}", name):
+            if not isinstance(name, str) or not name.strip() or not re.fullmatch(r"[a-z0-9 ._=-]+", name):
                 raise refuse("variant name", name, "small letters, digits, spaces and ._=-")
+        if long := [row.name for row in self.rows if len(row.name) > LONGEST_NAME]:
+            raise refuse("variant name", long[0], f"at most {LONGEST_NAME} characters; design list takes names of your own")
         if repeated := [name for name, count in Counter(row.name for row in self.rows).items() if count > 1]:
             raise InputError(f"{where}: two variants are named {repeated[0]!r}; allowed: different names")
         if self.metric.startswith("final/val") and not all(row.config.validation for row in self.rows):
@@ -155,30 +162,38 @@ class Study(BaseModel):
         if self.design == "list":
             given = [(row["name"], {k: v for k, v in row.items() if k != "name"}) for row in self.variants]
         elif self.design == "factorial":
-            order = [*FIELDS, *(field for field in self.factors if field not in FIELDS)]  # that of the file moves no name
-            factors = {field: self.factors[field] for field in order if field in self.factors}
-            given = [("", dict(zip(factors, levels, strict=True))) for levels in itertools.product(*factors.values())]
+            fields = [field for field in FIELDS if field in self.factors]  # the order of the file moves no name
+            levels = map(self._levels, fields)
+            given = [("", dict(zip(fields, setting, strict=True))) for setting in itertools.product(*levels)]
         else:
-            given = [("", {factor: level}) for factor, levels in self.factors.items() for level in levels]
+            given = [("", {factor: level}) for factor in self.factors for level in self._levels(factor)]
         return tuple(self._row(name, values, base) for name, values in given)
 
+    def _levels(self, factor: str) -> list[Any]:
+        """The levels of a factor; a layer list is checked once, not in each combination anew."""
+        levels = list(self.factors[factor])
+        return [self._config("factor network", {factor: level}).network for level in levels] if factor == "network" else levels
+
     def _row(self, name: str, values: Mapping[str, Any], base: RunConfig) -> Variant:
-        spelled = name or " ".join(f"{field}={value}" for field, value in values.items())
-        config = self._config(f"variant {spelled}", {**{f: getattr(base, f) for f in self.base}, **values})
+        based = {field: getattr(base, field) for field in self.base}
+        config = self._config(f"variant {name[:LONGEST_NAME]}", {**based, **values}, {} if name else values)
         named = name or " ".join(f"{field}={config.label(field)}" for field in values)
         condition = " ".join(f"{field}={config.label(field)}" for field in self.varied)
         factor = next(iter(values)) if self.design == "one_factor_at_a_time" else ""
         return Variant(named, config, condition, factor, config.label(factor) if factor else "")
 
-    def _config(self, where: str, values: Mapping[str, Any]) -> RunConfig:
+    def _config(self, where: str, values: Mapping[str, Any], spelled: Mapping[str, Any] = {}) -> RunConfig:
         try:
             if "seed" in values:
                 raise InputError("seed belongs to the study: seeds = [0, 1, 2], or --seeds 0..2")
             return RunConfig(**values)
         except InputError as error:
-            raise InputError(f"study {self.name}, {where}: {error}") from None
+            where += " ".join(
+                f"{field}={value if isinstance(value, str) else short(value)}" for field, value in spelled.items()
+            )
+            raise InputError(f"study {self.name}, {where[:LONGEST_NAME]}: {error}") from None
 
-    @property
+    @cached_property
     def varied(self) -> tuple[str, ...]:
         """The parameters in which variants differ, in the order of the parameter table."""
         named = {*self.factors, *(field for row in self.variants for field in row)}
@@ -195,7 +210,7 @@ class Study(BaseModel):
         base = RunConfig(**self.base)
         return next((row.name for row in self.rows if row.config == base), self.rows[0].name)
 
-    def override(self, seeds: Sequence[int] | str | None = None, **base: Any) -> Self:
+    def override(self, /, seeds: Sequence[int] | str | None = None, **base: Any) -> Self:
         """A checked copy with other seeds or other values in the base. Raises InputError for one that would change nothing."""
         for field in base:
             if field not in FIELDS:
@@ -218,8 +233,8 @@ class Study(BaseModel):
                 raise InputError(f"{refusal('study', str(name), known)}, or the path of a TOML file")
             path = found[0]
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:  # also bytes that are not UTF-8, a zero byte in the path
+            text = small_text(path)
+        except (OSError, ValueError) as error:  # also too long, bytes that are not UTF-8, a zero byte in the path
             raise InputError(f"study {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
         return cls.parse(text, path)
 
@@ -227,9 +242,12 @@ class Study(BaseModel):
     def parse(cls, text: str, path: Path) -> Self:
         """A study from TOML; networks named in it lie relative to `path`. Raises InputError with the line of a slip."""
         try:
+            check_size(text)
+            if deep := DEEP.search(text):
+                raise ValueError(f"{short(deep[0])} is no key; allowed: keys of one or two parts")
             values = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise InputError(f"study {path} is not TOML: {error}") from None
+        except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
+            raise InputError(f"study {path} is not TOML: {cut(str(error), 200)}") from None
         for table in (values.get("base"), *_list(values.get("variants"))):
             if isinstance(table, dict) and "network" in table:
                 table["network"] = _beside(path, table["network"])
@@ -245,7 +263,9 @@ class Study(BaseModel):
 def parse_seeds(text: str) -> list[int]:
     """Seeds from text: `0..9` (both ends included), `0,1,2`, `0..4,7`. Raises InputError for anything else."""
     seeds: list[int] = []
-    for part in text[:100_000].split(","):
+    if len(text) > MOST_BYTES:
+        raise InputError(refusal("seeds", text, ALLOWED["seeds"]))
+    for part in text.split(","):
         if not (match := re.fullmatch(r"\s*(\d{1,19})(?:\.\.(\d{1,19}))?\s*", part, re.ASCII)):
             raise InputError(refusal("seeds", text, ALLOWED["seeds"]))
         first, last = int(match[1]), int(match[2] or match[1])

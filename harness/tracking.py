@@ -29,7 +29,7 @@ from mlflow.models import Model, infer_signature
 from mlflow.utils.file_utils import local_file_uri_to_path
 from sqlalchemy.exc import SQLAlchemyError
 
-from harness.errors import InputError, MissingArtifact, StoreError, TakenOver, WriteError
+from harness.errors import InputError, MissingArtifact, StoreError, TakenOver, WriteError, short
 from harness.results import EpochRecord
 
 if TYPE_CHECKING:
@@ -98,6 +98,13 @@ class Store:
         """The store; None where it would be a sqlite file that does not exist yet: looking creates nothing."""
         path = (uri := uri or store_uri()).removeprefix("sqlite:///")
         return None if path != uri and not Path(path).exists() else cls(uri)
+
+    @classmethod
+    def holding(cls, run_id: str) -> Store:
+        """The store, where it may have a run. Raises InputError where it would be a sqlite file that does not exist yet."""
+        if (store := cls.there()) is None:
+            raise _unknown(run_id, f"{store_uri()}, which does not exist")
+        return store
 
     @property
     def folder(self) -> Path | None:
@@ -265,10 +272,7 @@ class Store:
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise StoreError(f"store {self.uri}: {_line(error)}") from None
-            raise InputError(
-                f"run {run_id!r} is not in the store {self.uri}; "
-                f"set MLFLOW_TRACKING_URI to the store that has it (a relative sqlite path means another file in every folder)"
-            ) from None
+            raise _unknown(run_id, self.uri) from None
 
 
 @dataclass
@@ -518,6 +522,13 @@ def in_one_line(uri: str) -> Iterator[None]:
 def _line(error: BaseException) -> str:
     """The first line of a message, without what follows it."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
+def _unknown(run_id: str, where: str) -> InputError:
+    return InputError(
+        f"run {short(run_id)} is not in the store {where}; "
+        f"set MLFLOW_TRACKING_URI to the store that has it (a relative sqlite path means another file in every folder)"
+    )
 
 
 def _user() -> str:

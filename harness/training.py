@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from harness.components.optimizers import OPTIMIZERS, Optimizer, Rows
 from harness.config import RunConfig
 from harness.data import Data, Split
 from harness.errors import InputError, refusal
+from harness.limits import MOST_NUMBERS
 from harness.minibatches import Batch, Minibatches, score
 from harness.network import Layout, Network
 from harness.results import EpochRecord, has_diverged
@@ -171,6 +173,11 @@ def check(arch: Architecture, config: RunConfig, data: Data) -> None:
         raise InputError(refusal("validation", config.validation, text))
     if config.batch_size > learned:
         raise InputError(refusal("batch_size", config.batch_size, f"at most {learned}, the training samples of {data.name}"))
+    if (count := numbers(arch, config, len(data.test))) > MOST_NUMBERS:
+        raise InputError(
+            f"batch_size={config.batch_size}, {len(arch.layers)} layers and {arch.parameters} parameters take {count} numbers "
+            f"in memory; allowed: at most {MOST_NUMBERS}"
+        )
     full, last = divmod(learned, config.batch_size)
     trains_last = last and (not config.max_batches or config.max_batches > full)
     if arch.needs_two_samples and (config.batch_size == 1 or (trains_last and last == 1)):
@@ -178,6 +185,18 @@ def check(arch: Architecture, config: RunConfig, data: Data) -> None:
             f"batch_size={config.batch_size} leaves a last batch of one of {learned} training samples, "
             f"which has no variance for batchnorm; allowed: a batch_size that leaves none or more than one"
         )
+
+
+def numbers(arch: Architecture, config: RunConfig, tested: int) -> int:
+    """How many float32 a run works on: weights, gradients and moments, and what layers keep of a batch, trained or tested."""
+    moments = len(OPTIMIZERS[config.optimizer].moments)
+    shapes = (
+        shape
+        for batch in (config.batch_size, min(EVALUATION_BATCH, tested))
+        for placed in arch.layers
+        for shape in placed.layer.scratch(batch, placed.features).values()
+    )
+    return (2 + moments) * arch.parameters + sum(map(math.prod, shapes))
 
 
 def train(stack: Stack, probe: bool = True) -> Iterator[EpochRecord]:

@@ -48,7 +48,7 @@ class Verdict:
     @property
     def tag(self) -> str:
         """For the run's tag `verified`."""
-        return "bit-exact" if self.exact else slug(f"{self.level}, differs in {self.first}")[:250]
+        return "bit-exact" if self.exact else slug(f"{self.level} - differs in {self.first}")[:250]
 
     def lines(self) -> Iterator[str]:
         """The verdict for a person."""

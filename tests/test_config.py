@@ -94,13 +94,13 @@ def real(**bounds: object) -> st.SearchStrategy[float]:
 
 
 LAYER = st.one_of(
-    st.builds(lambda size: {"type": "linear", "size": size}, whole(1, 10**6)),
+    st.builds(lambda size: {"type": "linear", "size": size}, whole(1, 3000)),
     st.builds(lambda rate: {"type": "dropout", "rate": rate}, real(min_value=0, max_value=1, exclude_max=True)),
     st.sampled_from([{"type": name} for name in ("relu", "tanh", "gelu", "batch_norm", "layer_norm")]),
 )
 NETWORK = st.one_of(
     st.text().filter(lambda text: text != "mlp" and not text.lstrip().startswith("{")),
-    st.builds(lambda layers, width: {"layers": layers, "input_size": width}, st.lists(LAYER, max_size=4), whole(1, 10**6)),
+    st.builds(lambda layers, width: {"layers": layers, "input_size": width}, st.lists(LAYER, max_size=4), whole(1, 3000)),
 )
 COMMON = {
     **{name: st.sampled_from(choices(name)) for name in ("init", "optimizer", "dataset", "normalize", "device")},
@@ -117,7 +117,7 @@ OF_THE_MLP = {
     "act": st.sampled_from(choices("act")),
     "norm": st.sampled_from(choices("norm")),
     "dropout": real(min_value=0, max_value=1, exclude_max=True),
-    "hidden_dim": whole(1, 10**6),
+    "hidden_dim": whole(1, 65536),
 }
 CONFIGS = st.one_of(
     st.fixed_dictionaries({}, optional={**COMMON, **OF_THE_MLP}),
@@ -250,7 +250,8 @@ BAD_NUMBERS = [
     *((field, bad, "whole number") for field in WHOLES for bad in (1.5, "1.5", -1, "-1", "abc", "", "nan", None, True, False)),
     *((field, bad, "whole number") for field in WHOLES for bad in (float("inf"), float("nan"), [1], {}, 10**30, "1" * 5000)),
     *((field, 0, "a whole number from 1") for field in ("epochs", "batch_size", "hidden_dim")),
-    ("hidden_dim", 10**6 + 1, "1000000"),
+    ("hidden_dim", 65537, "a whole number from 1 to 65536"),
+    ("data_dir", "x" * 4097, "a folder's path of at most 4096 characters"),
 ]
 
 

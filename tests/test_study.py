@@ -762,14 +762,14 @@ except InputError as error:
     seconds, _, line = said.partition(" ")
     assert float(seconds) < 0.5
     assert str(99 ** len(fields)) in line
-    assert "at most 100000 cells" in line
+    assert "100000 cells" in line
 
 
 @pytest.mark.parametrize("design", ["one_factor_at_a_time", "factorial", "list"])
 def test_more_cells_than_anyone_means_are_refused_in_every_design(design: str) -> None:
     values: dict[str, Any] = {"name": "x", "question": "q", "design": design, "seeds": "0..59999"}
     values |= {"variants": [{"name": "a"}, {"name": "b"}]} if design == "list" else {"factors": {"lr": [1, 2]}}
-    assert "at most 100000 cells" in refused(lambda: Study(**values))
+    assert "100000 cells" in refused(lambda: Study(**values))
 
 
 @given(st.dictionaries(st.sampled_from([*Study.model_fields, "nope"]), st.recursive(
