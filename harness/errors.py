@@ -5,6 +5,7 @@
     │   ├── DataError    OSError       a dataset is missing, damaged or cannot be fetched
     │   ├── StoreError   OSError       the MLflow store cannot be reached or written
     │   └── MissingArtifact            a run has no such file
+    ├── StoreAway        ConnectionError   the store stopped answering; what it has not got is kept
     ├── CheckpointError  ValueError    a checkpoint is torn, altered or belongs to another run
     └── EngineError      RuntimeError  the cluster that was training is gone
 
@@ -42,6 +43,10 @@ class DataError(InputError, OSError):
 
 class StoreError(InputError, OSError):
     """An MLflow tracking store that cannot be opened, read or written."""
+
+
+class StoreAway(HarnessError, ConnectionError):
+    """An MLflow tracking store that stopped answering after it had answered. To wait and to go on helps."""
 
 
 class MissingArtifact(InputError):

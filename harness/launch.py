@@ -41,7 +41,7 @@ def train(
     Raises InputError (also DataError, StoreError) before anything is written. A run that diverges is a result.
     """
     plan = prepare(config, say)
-    store = Store()
+    store = Store(say=say)
     log = store.open(run_id) if run_id else store.create(SINGLE, plan.cell.name)
     with log.alone(), exact_arithmetic():
         if run_id:
@@ -66,7 +66,7 @@ def resume(
     It starts from the last checkpoint that is whole, or from the beginning where there is none. Raises InputError for a run
     that is finished, unknown, held by another process, or whose data is no longer what it was.
     """
-    store = Store()
+    store = Store(say=say)
     with store.open(run_id).alone(), tempfile.TemporaryDirectory() as folder:
         log = store.open(run_id)  # as it is now that nobody else holds it
         log.check_unfinished()

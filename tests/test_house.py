@@ -38,6 +38,8 @@ ROWS = (
         "checkpoint",
         "record",
         "plots",
+        "journal",
+        "outage",
         "tracking",
         "frames",
     ),
