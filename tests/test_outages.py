@@ -37,9 +37,9 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
-EPOCHS = 24  # of half a second and more
+EPOCHS = 30  # of a third of a second and more
 LONGEST = 30  # seconds from one epoch to the next, whatever the store does
-TRAIN = ("train", "--dataset", "mnist_5k", "--epochs", str(EPOCHS), "--hidden-dim", "256", "--batch-size", "4", "--lr", "0.001")
+TRAIN = ("train", "--dataset", "mnist_5k", "--epochs", str(EPOCHS), "--hidden-dim", "256", "--batch-size", "8", "--lr", "0.001")
 TOML = f"""
 name = "small"
 question = "Which?"
@@ -49,7 +49,7 @@ seeds = [0]
 dataset = "mnist_5k"
 epochs = {EPOCHS}
 hidden_dim = 256
-batch_size = 4
+batch_size = 8
 lr = 0.001
 [factors]
 act = ["tanh", "relu"]
