@@ -171,7 +171,7 @@ class RunConfig(BaseModel):
     def from_json(cls, text: str | bytes) -> Self:
         """The config that `json_text` wrote. Raises InputError when the text is not one."""
         try:
-            values = strict_json(text)
+            values = strict_json(text if isinstance(text, str) else text.decode())
         except ValueError as error:
             raise InputError(f"config.json is not JSON: {error}") from None
         if not isinstance(values, dict):

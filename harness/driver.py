@@ -200,7 +200,7 @@ class Launch:
         name = f"{self.study.name}-report"
         self.report = RunLog(self.store, found[0]) if found else self.store.create(self.study.name, name, "harness study", tags)
         self.report.forget_error()
-        self.store.client.update_run(self.report.id, status="RUNNING")
+        self.store.update(self.report.id, status="RUNNING")
         digests = {name: {key: str(plan.tags[key]) for key in (*DIGESTS, "dataset")} for name, plan in self.plans.items()}
         content = {"study": json.loads(self.study.json_text()), "overrides": dict(overrides), "cells": digests}
         self.report.text(frames.STUDY_FILE, json.dumps(content, indent=2) + "\n")
@@ -258,7 +258,7 @@ class Launch:
             return RunLog(self.store, standing.run)
         tags = {**plan.tags, "edition": self.edition}
         log = self.store.create(self.study.name, plan.cell.name, "harness study", tags)
-        self.store.client.update_run(log.id, status="SCHEDULED")
+        self.store.update(log.id, status="SCHEDULED")
         log.run = self.store.get(log.id)
         return log
 
@@ -285,8 +285,9 @@ class Launch:
 
     def ended(self, work: Work, came: Came) -> None:
         """A stack that came back: each of its runs is finished, now or in an attempt before, or failed."""
+        runs = self.store.insist(lambda: {lane.run_id: self.store.get(lane.run_id) for lane in work.lanes})
         for lane in work.lanes:
-            run, why = self.store.get(lane.run_id), came.get(lane.run_id)
+            run, why = runs[lane.run_id], came.get(lane.run_id)
             if run.info.status == "FINISHED":
                 for figure in why.lost if isinstance(why, RunResult) else ():
                     self.say(f"lost     {figure} of {lane.cell.name}")
@@ -355,7 +356,7 @@ class Launch:
         self.report.finish("FAILED" if self.failed or not agree else "FINISHED")
         chart = self.store.chart(self.report.run.info.experiment_id, {"study": self.study.name, "edition": self.edition})
         if launcher:
-            self.store.client.update_run(launcher, name=f"study-{self.study.name}")
+            self.store.update(launcher, name=f"study-{self.study.name}")
             self.store.open(launcher).tags({"mlflow.note.content": f"Its runs: [{self.study.name}]({chart})"})
         return StudyResult(
             study=self.study,

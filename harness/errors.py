@@ -5,6 +5,7 @@
     │   ├── DataError    OSError       a dataset is missing, damaged or cannot be fetched
     │   ├── StoreError   OSError       the MLflow store cannot be reached or written
     │   └── MissingArtifact            a run has no such file
+    ├── StoreAway        ConnectionError   the store stopped answering; what it has not got is kept
     ├── CheckpointError  ValueError    a checkpoint is torn, altered or belongs to another run
     ├── TakenOver        RuntimeError  another process goes on with the run that this one was training
     ├── WriteError       OSError       the disk or the store took no more of a run that had begun
@@ -47,6 +48,10 @@ class DataError(InputError, OSError):
 
 class StoreError(InputError, OSError):
     """An MLflow tracking store that cannot be opened, read or written."""
+
+
+class StoreAway(HarnessError, ConnectionError):
+    """An MLflow tracking store that stopped answering after it had answered. To wait and to go on helps."""
 
 
 class MissingArtifact(InputError):

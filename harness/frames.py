@@ -17,6 +17,7 @@ from tabulate import DataRow, Line, TableFormat, tabulate
 
 from harness.config import FIELDS
 from harness.errors import InputError, MissingArtifact, refusal
+from harness.outage import IMPATIENT
 from harness.study import METRICS, Study
 from harness.survey import DIGESTS, STATES, Standing, survey
 from harness.tracking import QUIET, RunLog, Store, store_uri, told
@@ -85,7 +86,8 @@ def history(study: str | Study) -> pd.DataFrame:
     """One row per (run, epoch): losses, accuracies, health and seconds, in the store's names."""
     launched = Launched.last(study)
     begun = [standing for standing in launched.standings if standing.run is not None]
-    with told(QUIET), ThreadPoolExecutor(8) as pool:  # one process has one environment: its threads must not each change it
+    # one process has one environment: its threads must not each change it
+    with told({**IMPATIENT, **QUIET}), ThreadPoolExecutor(8) as pool:
         frames = list(pool.map(lambda standing: _history(launched.store, standing), begun))
     empty = pd.DataFrame(columns=["run_id", "variant", "seed", "state", "epoch"])
     return pd.concat(frames, ignore_index=True) if frames else empty

@@ -42,7 +42,7 @@ def train(
     more. A run that diverges is a result.
     """
     plan = prepare(config, say)
-    store = Store()
+    store = Store(say=say)
     log = store.open(run_id) if run_id else store.create(SINGLE, plan.cell.name)
     with in_one_line(store.uri), log.alone(), exact_arithmetic():
         if run_id:
@@ -69,6 +69,7 @@ def resume(
     what it was.
     """
     store = Store.holding(run_id)
+    store.say = say
     with in_one_line(store.uri), store.open(run_id).alone(), tempfile.TemporaryDirectory() as folder:
         log = store.open(run_id)  # as it is now that nobody else holds it
         log.check_unfinished()

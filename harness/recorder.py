@@ -17,7 +17,7 @@ from harness import health, record, trace
 from harness.architecture import as_module, initial_state
 from harness.checkpoint import Checkpoint, state_digest
 from harness.config import RunConfig, slug
-from harness.errors import CheckpointError, MissingArtifact, TakenOver
+from harness.errors import CheckpointError, MissingArtifact, StoreAway, TakenOver
 from harness.network import Network
 from harness.plan import Plan
 from harness.results import EpochRecord, history_csv, history_digest
@@ -112,6 +112,8 @@ class Recorder:
         """Put a lane, and this history, where a checkpoint of this run left them."""
         stack.restore(lane, last.epoch, last.steps, last.state, last.moments)
         self.history = list(last.history)
+        for done in self.history:
+            self.log.epoch(done)  # rows that were kept for the store in a journal that is lost
         self.probe = self.probe and bool(self.history[0].health)  # as the run was begun
         stack.start[lane] = self.history[0].curves
         if self.history[-1].diverged:
@@ -258,8 +260,12 @@ def ending(log: RunLog, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def fail(log: RunLog, error: BaseException) -> None:
-    """Write how a run ended that did not finish. What broke the run may break this too: the first error is the one to show."""
-    if isinstance(error, TakenOver):
+    """Write how a run ended that did not finish. What broke the run may break this too: the first error is the one to show.
+
+    A run that another process has taken over is that one's to end. One whose store is away is left as it stands there: it has
+    not ended, and goes on from its journal.
+    """
+    if isinstance(error, StoreAway | TakenOver):
         return
     with suppress(Exception):
         log.finish("KILLED" if _killed(error) else "FAILED")

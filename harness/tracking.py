@@ -6,6 +6,7 @@ import getpass
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import sqlite3
@@ -18,7 +19,7 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
@@ -29,7 +30,9 @@ from mlflow.models import Model, infer_signature
 from mlflow.utils.file_utils import local_file_uri_to_path
 from sqlalchemy.exc import SQLAlchemyError
 
-from harness.errors import InputError, MissingArtifact, StoreError, TakenOver, WriteError, short
+from harness import outage
+from harness.errors import HarnessError, InputError, MissingArtifact, StoreAway, StoreError, TakenOver, WriteError, short
+from harness.journal import Entry, Journal
 from harness.results import EpochRecord
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 UNFINISHED = ("RUNNING", "SCHEDULED")
 UI = "http://127.0.0.1:5000"
 LOCKS = Path("/proc/locks")  # "1: FLOCK ADVISORY WRITE 4711 08:02:1234 0 EOF", on Linux
+Got = TypeVar("Got")
 
 
 def store_uri() -> str:
@@ -80,15 +84,24 @@ def check_file(uri: str) -> None:
 
 
 class Store:
-    """An open tracking store. Raises StoreError, in one line, when it cannot be reached or written."""
+    """An open tracking store. Raises StoreError, in one line, when it cannot be reached or written.
 
-    def __init__(self, uri: str | None = None) -> None:
+    One that stops answering later raises StoreAway: the first call that meets it within 20 seconds, others at once, until
+    it answers again. `say` hears of it.
+    """
+
+    def __init__(self, uri: str | None = None, say: Callable[[str], None] = lambda line: None) -> None:
         self.uri = uri or store_uri()
+        self.say = say
         self.experiments: dict[str, str] = {}  # name -> id, of those asked for
+        self.journals: dict[str, Journal] = {}  # run id -> what waits of it, of runs that this process holds
+        self.asked_last: float | None = None  # when it did not answer; None while it does
+        self.given_up = False  # whether somebody waited for the end of this outage in vain
         for name in ("mlflow", "alembic"):  # they tell of every table that they create
             logging.getLogger(name).setLevel(logging.WARNING)
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback beside the error that it raises
-        with _refused(self.uri), self._alone(), told(IMPATIENT):
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for every locked file
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every second try
+        with _refused(self.uri), self._alone(), told(outage.IMPATIENT):
             self._create()
             self.client = MlflowClient(self.uri)
             self.client.search_experiments(max_results=1)
@@ -143,7 +156,7 @@ class Store:
         """The id of an experiment, created if need be; its artifacts lie beside a sqlite store, wherever a run starts."""
         if name in self.experiments:
             return self.experiments[name]
-        with _refused(self.uri), self._alone():
+        with _refused(self.uri), self._alone(), self.asked():
             place = None if self.folder is None else (self.folder / "mlruns" / name).as_uri()
             if self.client.get_experiment_by_name(name) is None:
                 with suppress(MlflowException):  # another process may be faster
@@ -157,14 +170,14 @@ class Store:
 
     def create(self, experiment: str, name: str, command: str = "harness train", tags: Mapping[str, object] = {}) -> RunLog:
         """A new run, RUNNING, in an experiment."""
-        with _refused(self.uri):
+        with _refused(self.uri), self.asked():
             said = {"mlflow.user": _user(), "mlflow.source.name": command, "mlflow.source.type": "LOCAL"}
             said |= {key: str(value) for key, value in tags.items()}
             return RunLog(self, self.client.create_run(self.experiment(experiment), run_name=name, tags=said))
 
     def runs(self, experiment: str, **tags: str) -> list[Run]:
         """The runs of an experiment that have these tags, the newest first; deleted ones are none."""
-        with _refused(self.uri):
+        with _refused(self.uri), self.asked():
             if (found := self.client.get_experiment_by_name(experiment)) is None:
                 return []
             search = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
@@ -196,7 +209,7 @@ class Store:
 
     def end(self, run_id: str, status: str) -> None:
         """End a run: FINISHED, FAILED or KILLED."""
-        with told(QUIET):
+        with self.asked():
             self.client.set_terminated(run_id, status)
 
     def reap(self, run_id: str, why: str) -> bool:
@@ -210,6 +223,75 @@ class Store:
                 self.end(run_id, "KILLED")
                 return True
         return False
+
+    def update(self, run_id: str, *, status: str | None = None, name: str | None = None) -> None:
+        """Change the state of a run that goes on, or its name."""
+        with self.asked():
+            self.client.update_run(run_id, status, name)
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Bound the calls inside. Raises StoreAway where the store does not answer, and at once while it is known not to."""
+        if not self.back():
+            raise StoreAway(f"store {self.uri} does not answer")
+        with told({**outage.IMPATIENT, **QUIET}):
+            try:
+                yield
+            except HarnessError:
+                raise
+            except Exception as error:
+                if not outage.is_outage(error):
+                    raise
+                self.asked_last = time.monotonic()
+                raise StoreAway(f"store {self.uri} does not answer: {_line(error)}") from error
+
+    def back(self, every: float = outage.EVERY) -> bool:
+        """Whether the store answers, as far as is known; in an outage it is asked shortly, after so many seconds again."""
+        if self.asked_last is None:
+            return True
+        if time.monotonic() - self.asked_last < every:
+            return False
+        try:
+            self._asked_shortly()
+        except Exception as error:
+            if outage.is_outage(error):
+                self.asked_last = time.monotonic()
+                return False
+        self.asked_last, self.given_up = None, False
+        return True
+
+    def _asked_shortly(self) -> None:
+        if self.folder is None:
+            with told(outage.SHORTLY):
+                self.client.search_experiments(max_results=1)
+            return
+        file = f"file:{quote(self.uri.removeprefix('sqlite:///'))}?mode=rw"
+        with closing(sqlite3.connect(file, uri=True, timeout=outage.SHORT)) as there:
+            there.execute("BEGIN IMMEDIATE")
+
+    def insist(self, call: Callable[[], Got]) -> Got:
+        """Ask for what cannot be done without: again each second while the store does not answer.
+
+        Raises StoreAway after a minute; after that at once, as long as the outage lasts.
+        """
+        end = time.monotonic() + (0 if self.given_up else outage.WAIT)
+        while True:
+            try:
+                self.back(every=1)
+                with self.asked():
+                    return call()
+            except StoreAway:
+                if time.monotonic() >= end:
+                    self.given_up = True
+                    raise
+            time.sleep(1)
+
+    def journal_folder(self, run_id: str) -> Path:
+        """Where a run keeps what this store has not got: beside a sqlite store, so that whoever shares the disk finds it;
+        for a server in the user's cache on this machine.
+        """
+        cache = Path.home() / ".cache" / "harness" / "journal"
+        return (self.folder / "mlruns" / ".journal" if self.folder else cache) / run_id
 
     def chart(self, experiment_id: str, tags: Mapping[str, str]) -> str:
         """Where `mlflow ui` draws the runs that have these tags beside each other."""
@@ -268,7 +350,8 @@ class Store:
     def get(self, run_id: str) -> Run:
         """A run by its id. Raises InputError when the store has none."""
         try:
-            return self.client.get_run(run_id)
+            with self.asked():
+                return self.client.get_run(run_id)
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise StoreError(f"store {self.uri}: {_line(error)}") from None
@@ -301,7 +384,7 @@ class RunLog:
         """Take over a run that `mlflow run` has begun. Raises InputError when it already holds one."""
         self.run = self.store.get(self.id)
         self.check_unused()
-        self.store.client.update_run(self.id, name=name)
+        self.store.update(self.id, name=name)
 
     def check_unused(self) -> None:
         """Raise InputError for a run that is not one which `mlflow run` has just begun."""
@@ -312,10 +395,11 @@ class RunLog:
         """Take over the metrics, but those it has, and small files of another run."""
         client = self.store.client
         self.resume()
-        found = [row for key in other.run.data.metrics for row in client.get_metric_history(other.id, key)]
-        rows = [row for row in found if (row.key, row.step) not in self.logged]
-        for start in range(0, len(rows), 1000):
-            client.log_batch(self.id, [Metric(r.key, r.value, r.timestamp, r.step) for r in rows[start : start + 1000]])
+        with self.store.asked():
+            found = [row for key in other.run.data.metrics for row in client.get_metric_history(other.id, key)]
+            rows = [row for row in found if (row.key, row.step) not in self.logged]
+            for start in range(0, len(rows), 1000):
+                client.log_batch(self.id, [Metric(r.key, r.value, r.timestamp, r.step) for r in rows[start : start + 1000]])
         with tempfile.TemporaryDirectory() as folder:
             for artifact in artifacts:
                 self.file(artifact, partial(shutil.copyfile, other.fetch(artifact, folder)))
@@ -329,21 +413,29 @@ class RunLog:
 
     def resume(self) -> None:
         """Make the run RUNNING again, without the error that it may have failed with, and learn which rows it has."""
+        attempt = self.attempt + (self.run.info.status != "SCHEDULED")
         self.drop("traceback.txt")
-        self.forget_error()
-        keys = self.run.data.metrics
-        self.logged = {(key, row.step) for key in keys for row in self.store.client.get_metric_history(self.id, key)}
-        begun = self.run.info.status != "SCHEDULED"
-        self.store.client.update_run(self.id, status="RUNNING")
-        self.run.data.tags["attempt"] = str(self.attempt + begun)
-        self.tags({"attempt": self.attempt})
+        self.store.insist(partial(self._resume, attempt))
+        self.run.data.tags["attempt"] = str(attempt)
+
+    def _resume(self, attempt: int) -> None:
+        client = self.store.client
+        if "error" in self.store.get(self.id).data.tags:
+            client.delete_tag(self.id, "error")
+        rows = [row for key in self.run.data.metrics for row in client.get_metric_history(self.id, key)]
+        self.logged = {(row.key, row.step) for row in rows}
+        client.update_run(self.id, status="RUNNING")
+        client.set_tag(self.id, "attempt", str(attempt))
 
     def check_mine(self) -> None:
         """Raise TakenOver when another process has resumed the run since: a lock beside a sqlite store forbids that, but
         processes on two machines that share a server have no lock in common.
         """
-        if self.store.folder is None and (now := self.store.open(self.id).attempt) != self.attempt:
-            raise TakenOver(f"run {self.id} was taken up by another process, as attempt {now}; this one leaves it alone")
+        if self.store.folder is not None:
+            return
+        with suppress(StoreAway):  # then nobody else can have taken it up
+            if (now := self.store.open(self.id).attempt) != self.attempt:
+                raise TakenOver(f"run {self.id} was taken up by another process, as attempt {now}; this one leaves it alone")
 
     def forget_error(self) -> None:
         """Take away the error that an earlier attempt ended with."""
@@ -355,7 +447,7 @@ class RunLog:
         if (root := _local(self.run)) is not None and (root / artifact).is_file():
             return root / artifact
         folder = str(Path(artifact).parent).removeprefix(".")
-        with _refused(self.store.uri), told(QUIET):
+        with _refused(self.store.uri), self.store.asked():
             if artifact in [file.path for file in self.store.client.list_artifacts(self.id, folder or None)]:
                 return Path(self.store.client.download_artifacts(self.id, artifact, into))
         raise MissingArtifact(f"run {self.id} has no artifact {artifact}")
@@ -363,19 +455,20 @@ class RunLog:
     def params(self, params: Mapping[str, str]) -> None:
         """Log params that are absent: `mlflow run` has logged its own spelling, and params cannot change."""
         absent = [Param(key, value[:6000]) for key, value in params.items() if key not in self.run.data.params]
-        self.store.client.log_batch(self.id, params=absent)
+        self._insist(partial(self.store.client.log_batch, self.id, params=absent))
 
     def tags(self, tags: Mapping[str, object]) -> None:
         """Set tags, as text."""
-        self.store.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+        self._write(Entry(attempt=self.attempt, tags={key: str(value) for key, value in tags.items()}))
         self.run.data.tags.update({key: str(value) for key, value in tags.items()})
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log metrics of one step in one call."""
         now = int(time.time() * 1000)
-        rows = [Metric(key, value, now, step) for key, value in metrics.items() if (key, step) not in self.logged]
-        self.store.client.log_batch(self.id, metrics=rows)
-        self.logged |= {(row.key, row.step) for row in rows}
+        rows = [(key, float(value), now, step) for key, value in metrics.items() if (key, step) not in self.logged]
+        if rows:
+            self._write(Entry(attempt=self.attempt, metrics=tuple(rows)))
+        self.logged |= {(key, step) for key, _, _, step in rows}
 
     def epoch(self, record: EpochRecord) -> None:
         """Log all metrics of one epoch."""
@@ -389,7 +482,8 @@ class RunLog:
         inputs = [DatasetInput(entity, [InputTag("mlflow.data.context", context)])]
         for left in (2, 1, 0):
             try:
-                return self.store.client.log_inputs(self.id, datasets=inputs)
+                self._insist(partial(self.store.client.log_inputs, self.id, datasets=inputs))
+                return
             except MlflowException:  # another worker made the same dataset at the same moment: the next time it is found
                 if not left:
                     raise
@@ -406,7 +500,7 @@ class RunLog:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / Path(artifact).name
             write(path)
-            self.store.client.log_artifact(self.id, str(path), str(Path(artifact).parent).removeprefix("."))
+            self._write(Entry(attempt=self.attempt, artifact=artifact), path)
 
     def move(self, artifact: str, to: str) -> None:
         """Give a file of the run the place of another, where artifacts are local."""
@@ -423,12 +517,71 @@ class RunLog:
         """Write a text artifact."""
         self.file(artifact, lambda path: path.write_text(content, encoding="utf-8"))
 
+    def _write(self, entry: Entry, content: Path | None = None) -> None:
+        """Write to the store; while it does not answer, and of a run that this process holds, to the journal.
+
+        What is in the journal already goes first.
+        """
+        journal = self.store.journals.get(self.id)
+        if journal is None:
+            return self._send(entry, content)
+        if self.deliver():
+            try:
+                return self._send(entry, content)
+            except StoreAway as away:
+                self.store.say(f"kept     {away}")
+                self.store.say(f"         what it has not got waits in {journal.folder}")
+        journal.add(entry, content)
+
+    def _send(self, entry: Entry, content: Path | None) -> None:
+        client = self.store.client
+        with self.store.asked():
+            if content is not None:
+                return client.log_artifact(self.id, str(content), str(Path(entry.artifact).parent).removeprefix("."))
+            tags = [RunTag(key, value) for key, value in entry.tags.items()]
+            client.log_batch(self.id, [Metric(*row) for row in entry.metrics], tags=tags)
+
+    def deliver(self, seconds: float = outage.SHARE) -> bool:
+        """Give the store what waits for it, in order and for about so long; whether that was all."""
+        if not (journal := self.store.journals.get(self.id)) or not journal.waiting:
+            return True
+        end = time.monotonic() + seconds
+        with suppress(StoreAway):
+            while journal.waiting and time.monotonic() < end:
+                entry = journal.waiting[0]
+                self._send(entry, journal.content(entry) if entry.artifact else None)
+                journal.drop()
+        if journal.waiting:
+            return False
+        self.store.say("back     the store answers again and has got all")
+        return True
+
+    def _insist(self, call: Callable[[], object]) -> None:
+        """Do what cannot be kept: behind all that was, and for a minute again while the store does not answer."""
+
+        def behind() -> None:
+            if not self.deliver(math.inf):
+                raise StoreAway(f"store {self.store.uri} does not answer")
+            call()
+
+        try:
+            self.store.insist(behind)
+        except StoreAway as away:
+            journal = self.store.journals.get(self.id)
+            if not journal or not journal.waiting:
+                raise
+            how = f"`harness train --resume {self.id}` delivers it and goes on; so does its study, launched again"
+            raise StoreAway(f"{away}; what it has not got waits in {journal.folder}: {how}") from None
+
     def model(self, module: nn.Module, inputs: Tensor, step: int) -> None:
         """Log a torch module as `model`, in the pt2 format: a traced graph and its weights, without pickle.
 
         The same files go to a logged model of the experiment, where MLflow keeps models, and to the run's own artifacts,
         where people look for them.
         """
+        self._insist(partial(self._model, module, inputs, step))
+
+    def _model(self, module: nn.Module, inputs: Tensor, step: int) -> None:
         if find_spec("pytorch_lightning"):  # where that is installed, mlflow imports it, and it torchvision
             from harness.data import torchvision_module
 
@@ -456,17 +609,30 @@ class RunLog:
         client.log_outputs(self.id, [LoggedModelOutput(logged.model_id, step)])
 
     def finish(self, status: str) -> None:
-        """End the run: FINISHED, FAILED or KILLED."""
+        """End the run: FINISHED, once the store has got all of it; FAILED or KILLED, if the store answers."""
+        if status == "FINISHED":
+            return self._insist(partial(self.store.end, self.id, status))
+        self.deliver()
         self.store.end(self.id, status)
 
     @contextmanager
     def alone(self, seconds: float = 0.5) -> Iterator[None]:
-        """Hold this run: a second process of this machine that would train it is refused, until this one ends or dies."""
+        """Hold this run: a second process of this machine that would train it is refused, until this one ends or dies.
+
+        What another one has left in the run's journal is delivered first. Raises InputError for a journal that is none.
+        """
         with ExitStack() as held:
             try:
                 held.enter_context(self.store.lock(self.id, seconds))
             except Timeout:
                 raise InputError(f"run {self.id} is being trained by another process") from None
+            journal = self.store.journals[self.id] = Journal(self.store.journal_folder(self.id))
+            held.callback(self.store.journals.pop, self.id)
+            if journal.waiting and journal.waiting[-1].attempt != self.store.open(self.id).attempt:
+                self.store.say(f"void     {journal.folder}: the run went on without it")
+                journal.clear()
+            elif journal.waiting:
+                self._insist(lambda: None)
             yield
 
     @property
@@ -481,15 +647,13 @@ def _local(run: Run) -> Path | None:
     return Path(local_file_uri_to_path(uri)) if uri.startswith(("file:", "/")) else None
 
 
-# MLflow reads these at each call. A server that does not answer is given up in seconds, where it would try for four minutes.
-IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 # With a server it prints two lines for every run that ends, and a bar for every file.
 QUIET = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 
 
 @contextmanager
 def told(settings: Mapping[str, str]) -> Iterator[None]:
-    """Variables that MLflow reads, for a while; those that the user has set stay."""
+    """Variables that MLflow reads at each call, for a while; those that the user has set stay."""
     added = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -504,7 +668,7 @@ def _refused(uri: str) -> Iterator[None]:
     """Turn whatever MLflow, SQLAlchemy and the disk raise for an unusable store into one line."""
     try:
         yield
-    except (InputError, KeyboardInterrupt):
+    except (HarnessError, KeyboardInterrupt):
         raise
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, Timeout) as error:
         raise StoreError(f"store {uri} cannot be opened or written: {_line(error)}") from error

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import platform
+import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from harness.checkpoint import Checkpoint
 from harness.config import RunConfig
-from harness.errors import DataError, InputError
+from harness.errors import DataError, InputError, StoreAway, StoreError
 from harness.launch import run
+from harness.outage import WAIT, is_outage
 from harness.plan import prepare
 from harness.recorder import PREVIOUS, Recorder, RunResult, fail
 from harness.results import EpochRecord
@@ -65,12 +68,12 @@ def work(what: Work, tell: Tell) -> dict[str, RunResult | str]:
     `tell` hears each epoch of each run; an interrupt that it raises leaves the runs KILLED, with their checkpoints.
     """
     ended: dict[str, RunResult | str] = {}
-    if (store := Store.there(what.store)) is None:
+    if (store := _opened(what.store)) is None:
         raise InputError(f"{platform.node()} has no store at {what.store}: put it on a shared disk, or use a tracking server")
     with ExitStack() as held, exact_arithmetic():
         groups: dict[tuple[int, bool], list[Taken]] = {}
         for lane in what.lanes:
-            log = store.open(lane.run_id)
+            log = store.insist(partial(store.open, lane.run_id))
             try:
                 held.enter_context(log.alone(PATIENCE))
             except InputError as error:  # whoever holds it writes it
@@ -87,12 +90,25 @@ def work(what: Work, tell: Tell) -> dict[str, RunResult | str]:
             for group in groups.values():
                 ended |= _train(group, what, tell)
         except KeyboardInterrupt:  # here, where the runs are held, so that whoever takes them up next has the last word
-            for mine in (taken.recorder.log for group in groups.values() for taken in group):
-                log = store.open(mine.id)
-                if log.run.info.status == "RUNNING" and log.attempt == mine.attempt:
-                    log.finish("KILLED")
+            with suppress(StoreAway):  # they stand as after a kill by force
+                for mine in (taken.recorder.log for group in groups.values() for taken in group):
+                    log = store.open(mine.id)
+                    if log.run.info.status == "RUNNING" and log.attempt == mine.attempt:
+                        log.finish("KILLED")
             raise
     return ended
+
+
+def _opened(uri: str) -> Store | None:
+    """The store, waited for in an outage: it has answered the driver."""
+    end = time.monotonic() + WAIT
+    while True:
+        try:
+            return Store.there(uri)
+        except StoreError as error:
+            if error.__cause__ is None or not is_outage(error.__cause__) or time.monotonic() > end:
+                raise
+        time.sleep(1)
 
 
 def _take(log: RunLog, lane: Lane, what: Work) -> Taken:

@@ -39,6 +39,8 @@ ROWS = (
         "trace",
         "record",
         "plots",
+        "journal",
+        "outage",
         "tracking",
         "frames",
     ),
