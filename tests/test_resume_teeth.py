@@ -95,6 +95,7 @@ def outcome(study: Study, place: Path) -> Outcome:
         "best": state_digest(Checkpoint.load(artifacts / "checkpoints" / "best.safetensors").state),
         "rows": {key: [(m.step, 0 if key.startswith("time/") else m.value) for m in history[key]] for key in keys},
         "columns": [*table[0]],
+        "trace": json.loads((artifacts / "record.json").read_text(encoding="utf-8"))["trace"],
         "times": [row["time/epoch_seconds"] != "" for row in table],
     }
 
@@ -176,7 +177,8 @@ def stream_from_the_start(wanted: str) -> Callable[[Patch], None]:
         real = training.stream
 
         def stream(seed: int, name: str, *index: int) -> Any:
-            return real(seed, name, *((index[0] - STOP, *index[1:]) if name == wanted else index))
+            late = name == wanted and index[0] > STOP
+            return real(seed, name, *((index[0] - STOP, *index[1:]) if late else index))
 
         patch.setattr(training, "stream", stream)
 
@@ -220,6 +222,7 @@ CASES: dict[str, Case] = {
     "last record": Case(lost(history=lambda last: last.history[:-1]), ("curves",)),
     "health of the past": Case(lost(history=records(health={})), ("columns",)),
     "times of the past": Case(lost(history=records(seconds=None)), ("times",)),
+    "digests of the past": Case(lost(history=records(state_digest="")), ("trace",)),
     "best so far": Case(best_forgotten, ("best",), base={**WILD, "lr": 300.0}),
     "position of the shuffle stream": Case(stream_from_the_start("shuffle"), LEARNED),
     "position of the dropout stream": Case(stream_from_the_start("dropout"), LEARNED),
@@ -289,6 +292,7 @@ KEPT = {
         "health": "health of the past",
         "seconds": "times of the past",
         "diverged": "diverged of the last record",
+        "state_digest": "digests of the past",
     },
     Stack: {
         "arch": "of the config",
@@ -297,6 +301,7 @@ KEPT = {
         "network": "weights",
         "kept": "mean of adam",
         "rows": "views of network and kept",
+        "optimizer": "of the config",
         "steps": "steps",
         "train": "of the config",
         "held_out": "of the config",
@@ -319,13 +324,14 @@ KEPT = {
         "probe": "probe",
         "models": "of the command",
         "history": "history",
-        "environment": "of the process",
+        "lost": "found at the end",
+        "clock": "of the process",
     },
 }
 REASONS = {
     "refused where it differs", "said by the best checkpoint alone", "where a run lies in a stack is no part of it",
     "of the config", "views of network and kept", "views of network", "written anew in each step", "scratch", "the store's",
-    "of the command", "of the process",
+    "of the command", "of the process", "found at the end",
 }  # fmt: skip
 
 

@@ -373,8 +373,8 @@ def test_a_terminal_shows_a_bar_and_ends_with_the_same_table(story: SimpleNamesp
 def test_cell_that_fails_is_listed_and_the_exit_code_is_1(story: SimpleNamespace) -> None:
     assert (story.failing.returncode, story.failing.stderr) == (1, "")
     lines = story.failing.stdout.splitlines()
-    assert [line for line in lines if re.match(r"6/6  plain-s0 +failed: IsADirectoryError", line)]
-    assert [line for line in lines if line.startswith("failed   plain-s0: IsADirectoryError")]
+    assert [line for line in lines if re.match(r"6/6  plain-s0 +failed: WriteError", line)]
+    assert [line for line in lines if line.startswith("failed   plain-s0: WriteError")]
     assert "done     5 of 6 cells, 0 now" in story.failing.stdout
     rows = table(story.failing.stdout, "variant")
     assert [(row["n"], row["failed"]) for row in rows.values()] == [("1", "1"), ("2", "0"), ("0", "0")]
@@ -394,7 +394,7 @@ def mixed(story: SimpleNamespace) -> Iterator[Path]:
 
 
 STANDS = {
-    "plain-s0": ("failed", "isadirectoryerror"),
+    "plain-s0": ("failed", "writeerror"),
     "plain-s1": ("running", ""),
     "rectified-s0": ("stale", "the code changed"),
     "rectified-s1": ("failed", "its process is gone"),
