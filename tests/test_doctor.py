@@ -33,6 +33,7 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parent.parent
 MLFLOW = Path(sys.executable).parent / "mlflow"
 SMALL = ("--dataset", "mnist_5k", "--max-batches", "5", "--hidden-dim", "8", "--no-health")
+LONG = ("--epochs", "100000", "--max-batches", "0", "--batch-size", "2")  # and epochs that leave the store alone in between
 TOML = """
 name = "small"
 question = "Which?"
@@ -397,7 +398,7 @@ def all_runs(client: MlflowClient) -> dict[str, Run]:
 def test_a_killed_run_is_ended_and_a_living_one_is_not(
     place: Path, client: MlflowClient, processes: list[subprocess.Popen[str]]
 ) -> None:
-    processes += [train(place, "--epochs", "100000"), train(place, "--epochs", "100000", "--seed", "1")]
+    processes += [train(place, *LONG), train(place, *LONG, "--seed", "1")]
     until(lambda: len(status(place, "select distinct run_uuid from metrics where key = 'test/loss' and step > 0")) == 2)
     by_seed = {run.data.params["seed"]: run_id for run_id, run in all_runs(client).items()}
     kill(processes[0])
@@ -596,7 +597,7 @@ def test_runs_of_a_server_are_left_with_the_reason_why(tmp_path: Path, processes
     processes.append(start(tmp_path, str(MLFLOW), "server", *served, "--artifacts-destination", str(tmp_path / "artifacts")))
     until(lambda: answers(port))
     (tmp_path / "elsewhere").mkdir()
-    processes.append(train(tmp_path / "elsewhere", "--epochs", "100000", MLFLOW_TRACKING_URI=uri))
+    processes.append(train(tmp_path / "elsewhere", *LONG, MLFLOW_TRACKING_URI=uri))
     until(lambda: epochs(tmp_path) > 1)
     kill(processes[-1])
     project(tmp_path)
