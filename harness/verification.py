@@ -56,10 +56,13 @@ class Verdict:
         if not self.exact:
             yield f"first     {self.first}"
             yield f"level     {self.level}"
-        title = "although" if self.exact else "cause"
-        for cause in self.causes or (() if self.exact else ("none that the record knows: same code, data, libraries and CPU",)):
+        if self.exact:  # the environment is what a worker has and a terminal has not, and here it moved nothing
+            yield from (f"although  {cause}" for cause in self.causes if not cause.startswith("environment: "))
+            return
+        title = "cause"
+        for cause in self.causes or ("none that the record knows: same code, data, libraries and CPU",):
             yield f"{title:<9} {cause}"
-            title = "" if self.exact else "or"
+            title = "or"
 
 
 @dataclass(frozen=True)
