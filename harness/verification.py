@@ -52,13 +52,14 @@ class Verdict:
 
     def lines(self) -> Iterator[str]:
         """The verdict for a person."""
-        yield f"{'BIT-EXACT' if self.exact else 'DIFFERS':<9} {self.run_id}  {self.name}"
-        if not self.exact:
-            yield f"first     {self.first}"
-            yield f"level     {self.level}"
-        if self.exact:  # the environment is what a worker has and a terminal has not, and here it moved nothing
+        if self.exact:
+            yield f"BIT-EXACT {self.run_id}  {self.name}"
+            # the environment is what a worker has and a terminal has not: here it moved nothing
             yield from (f"although  {cause}" for cause in self.causes if not cause.startswith("environment: "))
             return
+        yield f"DIFFERS   {self.run_id}  {self.name}"
+        yield f"first     {self.first}"
+        yield f"level     {self.level}"
         title = "cause"
         for cause in self.causes or ("none that the record knows: same code, data, libraries and CPU",):
             yield f"{title:<9} {cause}"
