@@ -178,7 +178,7 @@ def fuzz(kind: str, examples: int) -> None:
         except InputError as error:
             line = str(error)
             assert line.isprintable(), line
-            assert len(line) <= 500, line
+            assert len(line) <= 800, line
             longest = max(longest, len(line))
             found["refused"] += 1
         seconds = time.process_time() - began
