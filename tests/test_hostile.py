@@ -118,7 +118,8 @@ class World:
             str(path.relative_to(self.root)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
             for path in sorted(self.root.rglob("*"))
         }
-        return {**found, **{place: str(Path(place).exists()) for place in (f"/tmp/{MARK}", f"/etc/{MARK}", f"/root/{MARK}")}}
+        elsewhere = [Path(place, MARK).expanduser() for place in ("/tmp", "/etc", "~root")]
+        return {**found, **{str(place): str(place.exists()) for place in elsewhere}}
 
     def run(self, command: Sequence[str], timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
