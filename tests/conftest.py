@@ -1,11 +1,17 @@
-"""What the tests share: an empty folder for data, and Hypothesis without clock or memory."""
+"""What the tests share: an empty folder for data, a browser, and Hypothesis without clock or memory."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from playwright.sync_api import Browser, Page, sync_playwright
+
+# no sandbox, since root has none; nothing that asks the network of its own accord
+CHROMIUM = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update")
 
 settings.register_profile("harness", deadline=None, derandomize=True)
 settings.load_profile("harness")
@@ -17,3 +23,23 @@ def data_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """Debian's Chromium, headless, with a profile of its own; for tests marked `browser`."""
+    found = shutil.which("chromium")
+    assert found, "tests marked `browser` need Chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=[*CHROMIUM, "--disable-sync"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium: Browser) -> Iterator[Page]:
+    """A page without cookies, 1600 x 1000 pixels, that looks for things for 30 seconds."""
+    context = chromium.new_context(viewport={"width": 1600, "height": 1000})
+    context.set_default_timeout(30_000)
+    yield context.new_page()
+    context.close()
