@@ -15,8 +15,7 @@ from typing import Any
 import pandas as pd
 from filelock import Timeout
 
-from harness import engine, frames
-from harness.config import slug
+from harness import engine, frames, report
 from harness.engine import Came
 from harness.errors import InputError, TakenOver
 from harness.plan import Plan, prepare_all
@@ -191,20 +190,8 @@ class Launch:
     @contextmanager
     def reported(self, overrides: Mapping[str, Any]) -> Iterator[None]:
         """The report run around a launch; an interrupt leaves no run RUNNING that is not trained."""
-        reports = self.store.runs(self.study.name, report=self.study.name)
-        found = [run for run in reports if run.data.tags.get("edition") == self.edition]
-        for run in reports:
-            if run.info.status == "RUNNING":  # of a driver that was killed: this one holds the study
-                self.store.end(run.info.run_id, "KILLED")
-        tags = {"report": self.study.name, "edition": self.edition}
-        name = f"{self.study.name}-report"
-        self.report = RunLog(self.store, found[0]) if found else self.store.create(self.study.name, name, "harness study", tags)
-        self.report.forget_error()
-        self.store.update(self.report.id, status="RUNNING")
         digests = {name: {key: str(plan.tags[key]) for key in (*DIGESTS, "dataset")} for name, plan in self.plans.items()}
-        content = {"study": json.loads(self.study.json_text()), "overrides": dict(overrides), "cells": digests}
-        self.report.text(frames.STUDY_FILE, json.dumps(content, indent=2) + "\n")
-        self.report.tags({"launched": time.time_ns() // 1_000_000})
+        self.report = report.begin(self.store, self.study, self.edition, digests, overrides)
         try:
             yield
         except BaseException as error:
@@ -339,21 +326,9 @@ class Launch:
         self.watch(self.progress)
 
     def result(self, seconds: float, launcher: str | None) -> StudyResult:
-        """Write the report run's table and description, and end it."""
-        copies, agree = compared([self.store.get(log.id) for log in self.runs.values()])
-        table = frames.summary(self.study.name)
-        self.report.text("summary.csv", table.to_csv(index=False))
-        failed = "".join(f"\n- {name}: {why}" for name, why in self.failed.items())
-        note = [
-            f"**{self.study.question}**",
-            f"Study `{self.study.name}`, {self.study.design}: {len(self.study.rows)} variants x {len(self.study.seeds)} seeds.",
-            frames.text(frames.outline(table), "markdown"),
-            f"**Copies**: {copies}" if copies else "",
-            f"**Failed**:{failed}" if failed else "",
-        ]
-        content = "\n\n".join(part for part in note if part)
-        self.report.tags({"mlflow.note.content": content, **({"copies": slug(copies)} if copies else {})})
-        self.report.finish("FAILED" if self.failed or not agree else "FINISHED")
+        """Write the report and end its run."""
+        came = report.write(self.study.name)
+        self.report.finish("FAILED" if self.failed or not came.agree else "FINISHED")
         chart = self.store.chart(self.report.run.info.experiment_id, {"study": self.study.name, "edition": self.edition})
         if launcher:
             self.store.update(launcher, name=f"study-{self.study.name}")
@@ -363,9 +338,9 @@ class Launch:
             trained=self.trained,
             settled=self.progress.settled,
             failed=self.failed,
-            copies=copies,
-            agree=agree,
-            table=table,
+            copies=came.copies,
+            agree=came.agree,
+            table=came.table,
             report_run_id=self.report.id,
             store=self.store.uri,
             chart=chart,
@@ -378,23 +353,6 @@ def edition(study: Study, plans: Sequence[Plan]) -> str:
     shared = {name: text for name, text in plans[0].config.text().items() if name not in (*study.varied, "seed", "data_dir")}
     data = sorted({plan.data.digest for plan in plans})
     return hashlib.sha256(json.dumps([shared, data], sort_keys=True).encode()).hexdigest()[:8]
-
-
-def compared(runs: Sequence[Any]) -> tuple[str, bool]:
-    """What runs of one config that were trained apart say of each other, and whether they have the same bits."""
-    groups: dict[str, dict[str, str]] = {}  # config -> cell -> digests
-    for run in runs:
-        tags = run.data.tags
-        if run.info.status == "FINISHED" and "shared_with" not in tags:
-            groups.setdefault(tags["config_digest"], {})[tags["cell"]] = f"{tags['state_digest']} {tags['history_digest']}"
-    several = [list(digests.values()) for digests in groups.values() if len(digests) > 1]
-    if not several:
-        return "", True
-    distinct, agree = len({digest for digests in several for digest in digests}), all(len(set(d)) == 1 for d in several)
-    verdict = f"copies agree bit for bit: {len(several)} configs" if agree else f"copies of {len(several)} configs DISAGREE"
-    wrong = sorted(cell for digests in groups.values() if len(set(digests.values())) > 1 for cell in digests)
-    remedy = f" ({', '.join(wrong)}); delete these runs and launch again" if wrong else ""
-    return f"{sum(map(len, several))} runs, {distinct} distinct digests: {verdict}{remedy}", agree
 
 
 @contextmanager

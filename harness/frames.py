@@ -39,50 +39,54 @@ class Launched:
     digests: Mapping[str, Mapping[str, str]]  # cell -> the tags that tell its run from others
     standings: Sequence[Standing]
     store: Store
+    report: RunLog  # the run that keeps it
 
     @classmethod
-    def last(cls, study: str | Study) -> Launched:
+    def last(cls, study: str | Study | Launched) -> Launched:
         """The last launch of the study of this name. Raises InputError when this store has seen none."""
+        if isinstance(study, Launched):  # looked up already
+            return study
         name = study if isinstance(study, str) else study.name
         store = Store.there()
-        content = _last(store, name) if store else None
-        if store is None or content is None:
+        found = _last(store, name) if store else None
+        if store is None or found is None:
             where = store_uri() if store else f"{store_uri()}, which does not exist"
             raise InputError(f"study {name} was never launched in the store {where}; launch it: harness study {name}")
+        report, content = found
         launched = Study(**content["study"])
         if isinstance(study, Study) and study.json_text() != launched.json_text():
             raise InputError(
                 f"study {name} was last launched with other seeds, variants or values; launch this one, or ask by name"
             )
         wanted = [(cell, content["cells"][cell.name]) for cell in launched.cells]
-        return cls(launched, content["cells"], survey(wanted, store.runs(name, study=name), store.held), store)
+        return cls(launched, content["cells"], survey(wanted, store.runs(name, study=name), store.held), store, report)
 
 
-def _last(store: Store, name: str) -> Any:
-    """What the report run of a study's last launch keeps of it; None where there was none."""
+def _last(store: Store, name: str) -> tuple[RunLog, Any] | None:
+    """The report run of a study's last launch, and what it keeps of it; None where there was none."""
     reports = [run for run in store.runs(name, report=name) if "launched" in run.data.tags]
     if not reports:
         return None
-    report = max(reports, key=lambda run: int(run.data.tags["launched"]))
+    report = RunLog(store, max(reports, key=lambda run: int(run.data.tags["launched"])))
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return json.loads(RunLog(store, report).fetch(STUDY_FILE, folder).read_bytes())
+            return report, json.loads(report.fetch(STUDY_FILE, folder).read_bytes())
         except ValueError as error:
-            raise InputError(f"run {report.info.run_id}: {STUDY_FILE} is not JSON; launch {name} again: {error}") from None
+            raise InputError(f"run {report.id}: {STUDY_FILE} is not JSON; launch {name} again: {error}") from None
 
 
 def last_overrides(store: Store, name: str) -> dict[str, Any]:
     """With which overrides a study was last launched."""
-    content = _last(store, name)
-    return dict(content["overrides"]) if content else {}
+    found = _last(store, name)
+    return dict(found[1]["overrides"]) if found else {}
 
 
-def runs(study: str | Study) -> pd.DataFrame:
+def runs(study: str | Study | Launched) -> pd.DataFrame:
     """One row per cell of the study as last launched: state, parameters, final metrics, digests. No cell is left out."""
     return _runs(Launched.last(study))
 
 
-def history(study: str | Study) -> pd.DataFrame:
+def history(study: str | Study | Launched) -> pd.DataFrame:
     """One row per (run, epoch): losses, accuracies, health and seconds, in the store's names."""
     launched = Launched.last(study)
     begun = [standing for standing in launched.standings if standing.run is not None]
@@ -93,7 +97,7 @@ def history(study: str | Study) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else empty
 
 
-def summary(study: str | Study, by: str | Sequence[str] = ()) -> pd.DataFrame:
+def summary(study: str | Study | Launched, by: str | Sequence[str] = ()) -> pd.DataFrame:
     """One row per variant, or per setting of the parameters in `by`: n, mean, std, min, max, 95% t interval.
 
     n counts finished runs that did not diverge; diverged, failed and missing cells have columns of their own.

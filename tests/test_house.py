@@ -48,7 +48,7 @@ ROWS = (
         "analysis",
         "frames",
     ),
-    ("plan", "recorder", "launch", "worker", "engine", "stacks", "driver"),
+    ("plan", "recorder", "launch", "worker", "engine", "stacks", "report", "driver"),
     ("verification", "doctor"),
     ("cli", "__main__"),
 )
