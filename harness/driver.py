@@ -40,7 +40,7 @@ class Progress:
     epochs: int  # of all runs to be trained
     failed: int = 0
     passed: dict[str, int] = field(default_factory=dict)  # cell -> its epochs, of these
-    running: dict[str, float] = field(default_factory=dict)  # cell -> test loss of its last epoch
+    running: dict[str, float] = field(default_factory=dict)  # cell -> test (validation) loss of its last epoch
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -109,7 +109,7 @@ def run_study(
         if launcher:
             held.enter_context(store.open(launcher).alone())  # so that others see that it has a process
             store.open(launcher).check_unused()
-        with in_one_line(store.uri), _alone(store, study, say):
+        with in_one_line(store.uri), alone(store, study.name, say):
             launch = Launch(store, study, plans, say, watch)
             with launch.reported(overrides):
                 works = launch.schedule(max(hands.workers, 1), share, probe, models)
@@ -148,8 +148,9 @@ def status(study: Study, overrides: Mapping[str, Any], say: Say) -> str:
         lines.append(f"as last launched, with {given}")
     study = study.override(**overrides)
     standings = _standings(store, study, prepare_all(study.cells, say))
+    states = [state for state in STATES if state != "pruned" or any(standing.state == state for standing in standings)]
     counts = [
-        {"variant": row.name, **{state: sum(s.state == state for s in standings if s.cell.variant == row) for state in STATES}}
+        {"variant": row.name, **{state: sum(s.state == state for s in standings if s.cell.variant == row) for state in states}}
         for row in study.rows
     ]
     lines.append(frames.text(pd.DataFrame(counts), "table"))
@@ -176,10 +177,13 @@ def _outlook(study: Study, todo: Sequence[Plan], stacks: Sequence[Sequence[Plan]
 class Launch:
     """One launch of a study: the runs that it stands on, and those that it has trained."""
 
-    def __init__(self, store: Store, study: Study, plans: Sequence[Plan], say: Say, watch: Watch) -> None:
+    def __init__(
+        self, store: Store, study: Study, plans: Sequence[Plan], say: Say, watch: Watch, named: str | None = None
+    ) -> None:
         self.store, self.study, self.say, self.watch = store, study, say, watch
         self.plans = {plan.cell.name: plan for plan in plans}
-        self.edition = edition(study, plans)
+        self.edition = named or edition(study, plans)
+        self.part = "val" if study.metric.startswith("final/val") else "test"  # where nothing may be seen of the test set
         self.runs: dict[str, RunLog] = {}  # cell -> its run: settled, or to be trained
         self.left: dict[str, str] = {}  # run id -> cell, of runs that have not ended
         self.twins: dict[str, str] = {}  # cell -> the cell that trains for it
@@ -213,6 +217,13 @@ class Launch:
 
     def schedule(self, workers: int, share: bool, probe: bool, models: bool) -> list[Work]:
         """Find or create the run of every cell, and cut what is to be trained into stacks."""
+        todo = self.claim(share)
+        stacks = pack(todo, workers)
+        self.say(f"study    {_outlook(self.study, todo, stacks, workers)}")
+        return [Work(self.store.uri, tuple(map(self.lane, stack)), probe, models) for stack in stacks]
+
+    def claim(self, share: bool = False) -> list[Plan]:
+        """Find or create the run of every cell; which of them are to be trained."""
         runs = self.store.runs(self.study.name, study=self.study.name)
         wanted = [(plan.cell, plan.tags) for plan in self.plans.values()]
         standings = survey(wanted, runs, self.store.held)
@@ -232,11 +243,10 @@ class Launch:
                 self.twins[name] = leader
         self._tidy(runs)
         self.progress = Progress(len(self.plans), len(self.plans) - len(self.left), sum(p.config.epochs for p in todo))
-        stacks = pack(todo, workers)
-        self.say(f"study    {_outlook(self.study, todo, stacks, workers)}")
-        return [Work(self.store.uri, tuple(self._lane(plan) for plan in stack), probe, models) for stack in stacks]
+        return todo
 
-    def _lane(self, plan: Plan) -> Lane:
+    def lane(self, plan: Plan) -> Lane:
+        """What a worker is told of a run to be trained."""
         return Lane(self.runs[plan.cell.name].id, plan.cell, plan.config, plan.data.digest, str(plan.tags["code_digest"]))
 
     def _run(self, plan: Plan, standing: Standing) -> RunLog:
@@ -267,7 +277,7 @@ class Launch:
         """An epoch of a run."""
         if (cell := self.left.get(run_id)) is not None:
             self.progress.passed[cell] = done.epoch
-            self.progress.running[cell] = done.curves["test/loss"]
+            self.progress.running[cell] = done.curves[f"{self.part}/loss"]
             self.watch(self.progress)
 
     def ended(self, work: Work, came: Came) -> None:
@@ -307,7 +317,8 @@ class Launch:
         del self.left[run.info.run_id]
         self.progress.settled += 1
         metrics, diverged = run.data.metrics, run.data.tags.get("diverged")
-        numbers = f"test loss {metrics['final/test_loss']:.4g}  accuracy {metrics['final/test_accuracy']:.4f}"
+        shown = "test" if self.part == "test" else "validation"
+        numbers = f"{shown} loss {metrics[f'{self.part}/loss']:.4g}  accuracy {metrics[f'{self.part}/accuracy']:.4f}"
         self._line(name, f"{numbers}{f'  diverged in {diverged}' if diverged else ''}")
 
     def _failed(self, name: str, why: str) -> None:
@@ -356,13 +367,13 @@ def edition(study: Study, plans: Sequence[Plan]) -> str:
 
 
 @contextmanager
-def _alone(store: Store, study: Study, say: Say) -> Iterator[None]:
+def alone(store: Store, study: str, say: Say) -> Iterator[None]:
     """One launch of a study at a time: a second one waits, and then finds what is left to do."""
-    name = store.study_lock(study.name)
+    name = store.study_lock(study)
     with ExitStack() as held:
         try:
             held.enter_context(store.lock(name))
         except Timeout:
-            say(f"waiting  {store.holder(name)} works on {study.name}")
+            say(f"waiting  {store.holder(name)} works on {study}")
             held.enter_context(store.lock(name, -1))
         yield

@@ -10,7 +10,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -35,12 +35,14 @@ SILENCE = 30  # seconds without a sign of life after which a worker of this mach
 Came = Mapping[str, RunResult | str]  # run id -> result, or why it failed
 
 
-@dataclass(frozen=True)
+@dataclass
 class Engine:
-    """Who trains: worker processes of this machine, a cluster that is there, or this process."""
+    """Who trains: worker processes of this machine, born when first needed, a cluster that is there, or this process."""
 
     workers: int  # 0: this process
     client: Client | None = None  # of a cluster
+    ours: ExitStack | None = None  # keeps the processes of this machine
+    cluster: LocalCluster | None = None  # of them
 
     def trained(self, works: Sequence[Work], tell: Tell) -> Generator[tuple[Work, Came]]:
         """Train stacks, in this order as workers come free; yields each with what its runs came to.
@@ -53,11 +55,24 @@ class Engine:
             return
         if not self.workers:
             yield from ((what, work(what, tell)) for what in works)
-        elif self.client:
+        elif self.ours is None:
+            assert self.client is not None
             yield from _trained(self.client, works, tell)
         else:
-            with _local(min(self.workers, len(works))) as client:
-                yield from _trained(client, works, tell, ours=True)
+            try:
+                yield from _trained(self._local(min(self.workers, len(works))), works, tell, ours=True)
+            except BaseException:
+                self.ours.close()
+                raise
+
+    def _local(self, workers: int) -> Client:
+        """Processes of this machine, as many as there is work for; those of earlier work are still there."""
+        assert self.ours is not None
+        if self.client is None or self.cluster is None:
+            self.cluster, self.client = self.ours.enter_context(_local(workers))
+        elif workers > len(self.cluster.workers):
+            self.cluster.scale(workers)
+        return self.client
 
 
 @contextmanager
@@ -69,7 +84,8 @@ def opened(workers: int | None, scheduler: str | None, configs: Sequence[RunConf
     for name in ("distributed", "asyncio"):  # they tell of every connection that breaks; what happens to a run, the run tells
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if scheduler is None:
-        yield Engine(CPU_COUNT if workers is None else workers)
+        with ExitStack() as ours:
+            yield Engine(CPU_COUNT if workers is None else workers, ours=ours)
         return
     try:
         with ThreadPoolExecutor(1) as thread:  # a notebook's thread has a loop of its own
@@ -110,7 +126,7 @@ def _check(client: Client, scheduler: str, configs: Sequence[RunConfig]) -> None
 
 
 @contextmanager
-def _local(workers: int) -> Iterator[Client]:
+def _local(workers: int) -> Iterator[tuple[LocalCluster, Client]]:
     """Worker processes of this machine, one thread each; they die with this process."""
     born = {
         "distributed.worker.multiprocessing-method": nursery.METHOD,  # those too that take a dead one's place
@@ -119,7 +135,7 @@ def _local(workers: int) -> Iterator[Client]:
     try:
         with dask.config.set(born), _started(workers) as cluster, Client(cluster) as client:
             try:
-                yield client
+                yield cluster, client
             finally:
                 # checkpoints are whole at any moment, and saying goodbye takes a second, four where a worker is busy
                 for nanny in cluster.workers.values():
@@ -181,7 +197,7 @@ def _trained(client: Client, works: Sequence[Work], tell: Tell, ours: bool = Fal
             elif isinstance(error, Broken):
                 yield what, error.args[0]
             elif len(what.lanes) > 1:
-                left.extendleft(replace(what, lanes=(lane,)) for lane in what.lanes)
+                left.extendleft(replace(what, lanes=(lane,), rule=None) for lane in what.lanes)
             else:
                 died = "four worker processes died training it: out of memory, or killed"
                 yield what, {what.lanes[0].run_id: died if isinstance(error, KilledWorker) else _line(error)}

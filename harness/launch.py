@@ -14,6 +14,7 @@ from harness.config import FIELDS, RunConfig
 from harness.errors import InputError, refusal
 from harness.layerlist import LayerList
 from harness.plan import Plan, prepare
+from harness.pruning import Rule
 from harness.recorder import BEST, LAST, PREVIOUS, Recorder, RunResult, ending
 from harness.results import EpochRecord
 from harness.study import SINGLE, Cell, Variant
@@ -101,21 +102,39 @@ def _alone(stack: Stack, recorder: Recorder, report: Report, say: Callable[[str]
     return result
 
 
-def run(stack: Stack, recorders: Sequence[Recorder], tell: Callable[[EpochRecord], None]) -> Iterator[tuple[int, Ended]]:
+def run(
+    stack: Stack, recorders: Sequence[Recorder], tell: Callable[[EpochRecord], None], rule: Rule | None = None
+) -> Iterator[tuple[int, Ended]]:
     """Train what is left of a stack, each lane into its own run; yields (lane, what it came to) as lanes end.
 
-    A lane whose run cannot be written ends with its error and the others go on. `tell` hears each epoch of each lane.
+    A lane whose run cannot be written ends with its error and the others go on. `tell` hears each epoch of each lane. A rule
+    may end them all at the end of an epoch, also of the one at which they were restored.
     """
     ended = set[int]()
-    for done in train_stack(stack, recorders[0].probe):
+    records = train_stack(stack, recorders[0].probe)
+    while not _given_up(recorders, rule):
+        if (done := next(records, None)) is None:
+            break
         if done.lane not in ended and (result := _recorded(stack, recorders[done.lane], done, tell)) is not None:
             ended.add(done.lane)
             yield done.lane, result
         if len(ended) == len(recorders):
             return
-    for lane, recorder in enumerate(recorders):  # restored at their last epoch: only the last words were missing
+    for lane, recorder in enumerate(recorders):  # given up, or restored at their last epoch: only the last words were missing
         if lane not in ended:
             yield lane, recorder.finish(stack, lane)
+
+
+def _given_up(recorders: Sequence[Recorder], rule: Rule | None) -> bool:
+    """Whether the lanes are the seeds of a trial that is worth no more epochs."""
+    if rule is None:
+        return False
+    curves = {}
+    for recorder in recorders:
+        past = recorder.history
+        diverged = past[-1].epoch if past and past[-1].diverged else None
+        curves[recorder.plan.config.seed] = rule.cost({done.epoch: done.curves[rule.curve] for done in past}, diverged)
+    return rule.ends(curves) is not None
 
 
 def _recorded(stack: Stack, recorder: Recorder, done: EpochRecord, tell: Callable[[EpochRecord], None]) -> Ended | None:

@@ -39,6 +39,7 @@ class Plan:
             "variant": row.name,
             "condition": row.condition,
             **({"factor": row.factor, "level": row.level} if row.factor else {}),
+            **({"trial": row.trial, "search_digest": row.search} if row.search else {}),
             "seed": cell.seed,
             "cell": cell.name,
             "config_digest": self.config.digest,

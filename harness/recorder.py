@@ -40,6 +40,7 @@ class RunResult:
     history: Sequence[EpochRecord] = field(repr=False)
     final: Mapping[str, float]  # "final/test_loss": ..., and best/test_accuracy
     diverged: int | None  # the epoch
+    pruned: int | None  # the epoch after which it was given up
     state_digest: str
     history_digest: str
     store: str
@@ -138,13 +139,19 @@ class Recorder:
         return done.epoch == self.plan.config.epochs or done.diverged
 
     def finish(self, stack: Stack, lane: int) -> RunResult:
-        """Write final metrics, digests, figures, the model and the description."""
+        """Write final metrics, digests, figures, the model and the description.
+
+        A run that ends before its last epoch and did not diverge was given up: it has no final metrics, which would pass for
+        those of a whole run.
+        """
         log, plan, history, end, state = self.log, self.plan, self.history, self.history[-1], stack.network.state(lane)
         log.check_mine()
         final = {f"final/{name.replace('/', '_')}": value for name, value in finals(stack, lane, end).items()}
         final["best/test_accuracy"] = max(done.curves["test/accuracy"] for done in history if done.epoch)
         digests = {"state_digest": state_digest(state), "history_digest": history_digest(history)}
-        log.metrics(final, end.epoch)
+        pruned = None if self.ends_with(end) else end.epoch
+        if pruned is None:
+            log.metrics(final, end.epoch)
         log.text("history.csv", history_csv(history))
         self._record()
         self._figures(stack, lane)
@@ -155,6 +162,7 @@ class Recorder:
             history=tuple(history),
             final=final,
             diverged=end.epoch if end.diverged else None,
+            pruned=pruned,
             **digests,
             store=log.store.uri,
             page=log.page,
@@ -167,6 +175,7 @@ class Recorder:
             {
                 **digests,
                 **({"diverged": f"epoch {end.epoch}"} if end.diverged else {}),
+                **({"pruned": f"epoch {pruned}"} if pruned is not None else {}),
                 "mlflow.note.content": describe(plan, result),
             }
         )
@@ -232,6 +241,8 @@ def describe(plan: Plan, result: RunResult) -> str:
     counts = sample_counts(config, data)
     held_out = f", {counts['val']:,} validation" if counts["val"] else ""
     outcome = f"diverged in epoch {result.diverged} of {config.epochs}: " if result.diverged else ""
+    if result.pruned is not None:
+        outcome = f"given up by the search after epoch {result.pruned} of {config.epochs}: "
     lines = [
         f"**{plan.cell.variant.name}**, seed {config.seed}: {network}, {plan.arch.parameters:,} parameters, "
         f"{config.optimizer} at lr {config.lr:g}, batch {config.batch_size}, {config.epochs} epochs of {data.name} "

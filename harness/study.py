@@ -49,6 +49,8 @@ class Variant:
     condition: str  # the setting of all that the study varies
     factor: str = ""  # where it is one factor's level
     level: str = ""
+    trial: int | None = None  # of a search: its number,
+    search: str = ""  # and the digest of the search
 
 
 @dataclass(frozen=True)
@@ -224,40 +226,57 @@ class Study(BaseModel):
     @classmethod
     def read(cls, name: str | Path) -> Self:
         """A study by its name (`experiments/` of the working directory, then the ones shipped) or its file's path."""
-        path = Path(name)
-        if path.suffix != ".toml" and len(path.parts) == 1:
-            folders = (Path("experiments"), shipped())
-            found = [file for folder in folders for file in folder.glob("*.toml") if file.stem == str(name)]
-            if not found:
-                known = sorted({file.stem for folder in folders for file in folder.glob("*.toml")})
-                raise InputError(f"{refusal('study', str(name), known)}, or the path of a TOML file")
-            path = found[0]
-        try:
-            text = small_text(path)
-        except (OSError, ValueError) as error:  # also too long, bytes that are not UTF-8, a zero byte in the path
-            raise InputError(f"study {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-        return cls.parse(text, path)
+        return cls.parse(*find(name))
 
     @classmethod
     def parse(cls, text: str, path: Path) -> Self:
         """A study from TOML; networks named in it lie relative to `path`. Raises InputError with the line of a slip."""
-        try:
-            check_size(text)
-            if deep := DEEP.search(text):
-                raise ValueError(f"{short(deep[0])} is no key; allowed: keys of one or two parts")
-            values = tomllib.loads(text)
-        except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
-            raise InputError(f"study {path} is not TOML: {cut(str(error), 200)}") from None
-        for table in (values.get("base"), *_list(values.get("variants"))):
-            if isinstance(table, dict) and "network" in table:
-                table["network"] = _beside(path, table["network"])
-        if isinstance(factors := values.get("factors"), dict) and isinstance(factors.get("network"), list):
-            factors["network"] = [_beside(path, level) for level in factors["network"]]
+        values = from_toml(text, path)
+        if is_search(values):
+            raise InputError(f"study {path} is a search, which `harness search` runs")
         return cls(**values)
 
     def json_text(self) -> str:
         """The study as JSON; `Study(**json.loads(text))` reads it back."""
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+
+
+def find(name: str | Path) -> tuple[str, Path]:
+    """The text and the path of a study's file, by its name or path. Raises InputError when there is none."""
+    path = Path(name)
+    if path.suffix != ".toml" and len(path.parts) == 1:
+        folders = (Path("experiments"), shipped())
+        found = [file for folder in folders for file in folder.glob("*.toml") if file.stem == str(name)]
+        if not found:
+            known = sorted({file.stem for folder in folders for file in folder.glob("*.toml")})
+            raise InputError(f"{refusal('study', str(name), known)}, or the path of a TOML file")
+        path = found[0]
+    try:
+        return small_text(path), path
+    except (OSError, ValueError) as error:  # also too long, bytes that are not UTF-8, a zero byte in the path
+        raise InputError(f"study {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def from_toml(text: str, path: Path) -> dict[str, Any]:
+    """The tables of a study's file, its networks as absolute paths. Raises InputError for a text that is not TOML."""
+    try:
+        check_size(text)
+        if deep := DEEP.search(text):
+            raise ValueError(f"{short(deep[0])} is no key; allowed: keys of one or two parts")
+        values = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
+        raise InputError(f"study {path} is not TOML: {cut(str(error), 200)}") from None
+    for table in (values.get("base"), *_list(values.get("variants"))):
+        if isinstance(table, dict) and "network" in table:
+            table["network"] = _beside(path, table["network"])
+    if isinstance(factors := values.get("factors"), dict) and isinstance(factors.get("network"), list):
+        factors["network"] = [_beside(path, level) for level in factors["network"]]
+    return values
+
+
+def is_search(values: Mapping[str, Any]) -> bool:
+    """Whether the tables of a file are a search: settings are to be found, not given."""
+    return "search" in values or "space" in values
 
 
 def parse_seeds(text: str) -> list[int]:

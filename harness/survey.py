@@ -9,9 +9,10 @@ from typing import Any
 from harness.config import FIELDS
 from harness.study import Cell
 
-STATES = ("finished", "diverged", "running", "failed", "missing", "stale")
-SETTLED = ("finished", "diverged")
+STATES = ("finished", "diverged", "pruned", "running", "failed", "missing", "stale")
+SETTLED = ("finished", "diverged", "pruned")
 DIGESTS = ("config_digest", "data_digest", "code_digest")  # with the cell's name they say which run is the cell's
+IDENTITY = (*DIGESTS, "search_digest")  # the last one has a trial of a search, and nothing else
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,13 @@ def survey(
 
 
 def _stand(cell: Cell, tags: Mapping[str, object], runs: list[Any], held: Callable[[str], bool]) -> Standing:
-    same = [run for run in runs if all(run.data.tags.get(name) == tags[name] for name in DIGESTS)]
+    same = [run for run in runs if all(run.data.tags.get(name) == tags.get(name) for name in IDENTITY)]
     for run in same:
         if run.info.status == "FINISHED":
-            diverged = run.data.tags.get("diverged", "")
-            return Standing(cell, "diverged" if diverged else "finished", diverged and f"in {diverged}", run)
+            for state, when in (("diverged", "in"), ("pruned", "after")):
+                if epoch := run.data.tags.get(state):
+                    return Standing(cell, state, f"{when} {epoch}", run)
+            return Standing(cell, "finished", "", run)
     for run in sorted(same, key=lambda run: run.info.status != "RUNNING" or not held(run.info.run_id)):
         return Standing(cell, *_unfinished(run, held), run)
     for run in runs:
@@ -76,5 +79,7 @@ def _difference(cell: Cell, tags: Mapping[str, object], found: Any) -> str:
     reasons = [f"{name} was {params.get(name)}, is {asked[name]}" for name in changed]
     if (dataset := found.tags.get("dataset")) != tags["dataset"]:
         reasons.append(f"dataset was {dataset}, is {tags['dataset']}")
-    names = {"config_digest": "config", "data_digest": "data", "code_digest": "code"}
-    return ", ".join(reasons) or next(f"the {name} changed" for tag, name in names.items() if found.tags.get(tag) != tags[tag])
+    names = {name: name.removesuffix("_digest") for name in IDENTITY}
+    return ", ".join(reasons) or next(
+        f"the {name} changed" for tag, name in names.items() if found.tags.get(tag) != tags.get(tag)
+    )

@@ -190,6 +190,8 @@ def _compared(past: Past, plan: Plan, tolerance: bool) -> tuple[str, str]:
         first = first or _epoch(past, done, state_digest(stack.network.state(0)))
         if first and not tolerance:
             return first, LEVELS[-1]
+        if past.log.run.data.tags.get("pruned") == f"epoch {done.epoch}":  # a search has given it up there
+            break
     ended = {f"final/{name.replace('/', '_')}": value for name, value in finals(stack, 0, done).items()}
     metrics = past.log.run.data.metrics
     first = first or next(
@@ -210,7 +212,7 @@ def _level(past: Past, first: str, losses: Sequence[str], ended: Mapping[str, fl
     now = np.array([float.fromhex(text) for text in losses])
     if len(now) == len(then) and np.allclose(now, then, rtol=RTOL, atol=0, equal_nan=True):
         return LEVELS[1]
-    difference = abs(ended["final/test_loss"] - past.log.run.data.metrics["final/test_loss"])
+    difference = abs(ended["final/test_loss"] - past.log.run.data.metrics.get("final/test_loss", np.nan))
     return LEVELS[2] if difference < MATTERS else LEVELS[3]
 
 

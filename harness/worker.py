@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from harness.checkpoint import Checkpoint
@@ -16,6 +16,7 @@ from harness.errors import DataError, InputError, StoreAway, StoreError
 from harness.launch import run
 from harness.outage import WAIT, is_outage
 from harness.plan import prepare
+from harness.pruning import Rule
 from harness.recorder import PREVIOUS, Recorder, RunResult, fail
 from harness.results import EpochRecord
 from harness.study import Cell
@@ -45,6 +46,7 @@ class Work:
     lanes: tuple[Lane, ...]
     probe: bool = True
     models: bool = False
+    rule: Rule | None = None  # where they are the seeds of a trial that may be given up
 
 
 @dataclass
@@ -86,6 +88,8 @@ def work(what: Work, tell: Tell) -> dict[str, RunResult | str]:
                     groups.setdefault(taken.stands, []).append(taken)
             except Exception as error:
                 ended[lane.run_id] = _failed(log, error)
+        if what.rule and len(groups) > 1:  # after a kill; a rule looks at all seeds after each epoch, so all start again
+            groups = {(0, what.probe): [_afresh(taken) for group in groups.values() for taken in group]}
         try:
             for group in groups.values():
                 ended |= _train(group, what, tell)
@@ -129,6 +133,12 @@ def _take(log: RunLog, lane: Lane, what: Work) -> Taken:
     return Taken(lane, recorder, last)
 
 
+def _afresh(taken: Taken) -> Taken:
+    """A run that has begun, from its beginning: what is in the store already is not written twice."""
+    taken.recorder.history.clear()
+    return replace(taken, last=None)
+
+
 def _train(group: Sequence[Taken], what: Work, tell: Tell) -> dict[str, RunResult | str]:
     """Train runs that stand at one epoch as a stack. Where it breaks as a whole, its lanes train alone: one may be why."""
     ended: dict[str, RunResult | str] = {}
@@ -138,15 +148,17 @@ def _train(group: Sequence[Taken], what: Work, tell: Tell) -> dict[str, RunResul
         for k, taken in enumerate(group):
             if taken.last:
                 taken.recorder.restore(stack, k, taken.last)
-        for k, result in run(stack, [taken.recorder for taken in group], lambda done: tell(group[done.lane].lane.run_id, done)):
+        recorders = [taken.recorder for taken in group]
+        for k, result in run(stack, recorders, lambda done: tell(group[done.lane].lane.run_id, done), what.rule):
             log = group[k].recorder.log
             ended[log.id] = _failed(log, result) if isinstance(result, Exception) else result
     except Exception as error:
         left = [taken for taken in group if taken.recorder.log.id not in ended]
         if len(group) == 1:
             return ended | {taken.recorder.log.id: _failed(taken.recorder.log, error) for taken in left}
+        alone = replace(what, rule=None)  # one seed does not speak for the trial; the driver finds its end from the curves
         for taken in left:
-            ended |= _train([_take(taken.recorder.log.store.open(taken.lane.run_id), taken.lane, what)], what, tell)
+            ended |= _train([_take(taken.recorder.log.store.open(taken.lane.run_id), taken.lane, what)], alone, tell)
     return ended
 
 

@@ -15,10 +15,11 @@ import click
 import numpy as np
 import pytest
 
-from harness import cli
+from harness import cli, space
 from harness.config import CHOICES, FIELDS, RunConfig, choices
 from harness.data import load
 from harness.layerlist import read
+from harness.space import Search
 from harness.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +45,8 @@ def parsed(arguments: list[str]) -> None:
     values = {name: text for name, text in given.items() if name in FIELDS and text is not None}
     if (given.get("study") or "").endswith(".toml"):
         RunConfig(**values)
+    elif arguments[0] == "search":
+        Search.read(given["study"]).override(seeds=given.get("seeds"), **values)
     elif given.get("study"):
         Study.read(given["study"]).override(seeds=given.get("seeds"), **values)
     else:
@@ -238,8 +241,9 @@ def test_study_of_the_extending_page_is_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.toml")), ids=lambda path: path.stem)
 def test_every_study_has_its_row_with_question_command_and_result(path: Path) -> None:
-    study, page = Study.read(path), (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    asked, page = space.read(path), (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    command, study = ("search", asked.study) if isinstance(asked, Search) else ("study", asked)
     assert study.name == path.stem
     assert study.question in page
-    assert f"`harness study {study.name}`" in page
+    assert f"`harness {command} {study.name}`" in page
     assert study.expect

@@ -17,7 +17,20 @@ ROOT = Path(__file__).resolve().parent.parent
 HOUSE = ROOT / "harness"
 # a module imports from rows above its own, or from its left in its own row
 ROWS = (
-    ("errors", "numerics", "limits", "layerlist", "config", "results", "sources", "study", "survey", "nursery"),
+    (
+        "errors",
+        "numerics",
+        "limits",
+        "layerlist",
+        "config",
+        "results",
+        "sources",
+        "study",
+        "space",
+        "pruning",
+        "survey",
+        "nursery",
+    ),
     (
         "seeding",
         "modules",

@@ -19,10 +19,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from harness import space
 from harness import study as module
 from harness.architecture import build_network
 from harness.config import FIELDS, RunConfig, choices
 from harness.errors import InputError
+from harness.space import Search
 from harness.study import METRICS, Cell, Study, parse_seeds, shipped
 
 ROOT = Path(module.__file__).resolve().parents[1]
@@ -403,7 +405,8 @@ def test_networks_of_regularization_build_as_their_variants_say() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_study_is_whole_and_named_as_its_file(path: Path) -> None:
-    study = Study.read(path)
+    asked = space.read(path)
+    study = asked.study if isinstance(asked, Search) else asked
     assert study.name == path.stem
     assert study.question.endswith("?")
     assert study.matters
