@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.contest import Epoch
 from harness.architecture import architecture
-from harness.components.layers import Linear, logit_gradient
+from harness.components.layers import Linear, log_softmax, logit_gradient
 from harness.components.norms import BatchNorm, BatchNormScratch, LayerNorm, LayerNormScratch, RMSNorm
 from harness.components.optimizers import OPTIMIZERS, Rows
 from harness.config import RunConfig
@@ -56,8 +56,10 @@ def limit(config: RunConfig, data: Data, part: str = "both") -> Callable[[], Epo
     def start() -> Epoch:
         generator = torch.Generator().manual_seed(0)
         x = [torch.rand(1, batch, n, generator=generator) for n, _ in shapes]
-        w = [torch.rand(1, n, m, generator=generator) for n, m in shapes]
-        y = [torch.empty(1, batch, m) for _, m in shapes]
+        w = [torch.rand(1, n, m, generator=generator) for n, m in shapes[:-1]]
+        y = [torch.empty(1, batch, m) for _, m in shapes[:-1]]
+        w.append(torch.rand(1, *shapes[-1][::-1], generator=generator))  # the output layer, the way round that is faster
+        y.append(torch.empty(1, shapes[-1][1], batch))
         dw, dx = [torch.empty_like(t) for t in w], [torch.empty_like(t) for t in x]
         weights, gradient = (torch.rand(arch.parameters, generator=generator) for _ in range(2))
         moments = tuple([torch.rand(arch.parameters, generator=generator)] for _ in rule.moments)
@@ -68,11 +70,14 @@ def limit(config: RunConfig, data: Data, part: str = "both") -> Callable[[], Epo
                 began = time.perf_counter()
                 for _ in range(steps):
                     if part != "update":
-                        for i in range(len(shapes)):
+                        for i in range(len(shapes) - 1):
                             torch.bmm(x[i], w[i], out=y[i])
                             torch.bmm(x[i].mT, y[i], out=dw[i])
                             if i:
                                 torch.bmm(y[i], w[i].mT, out=dx[i])
+                        torch.bmm(w[-1], x[-1].mT, out=y[-1])
+                        torch.bmm(y[-1], x[-1], out=dw[-1])
+                        torch.bmm(y[-1].mT, w[-1], out=dx[-1])
                         for norm in norms:
                             norm()
                     if part != "products":
@@ -136,13 +141,13 @@ def step(config: RunConfig, data: Data, count: int) -> Mapping[str, float]:
                 for number, (layer, at) in enumerate(sites):
                     x = layer.forward(at, x, True)
                     lap(f"{number} {type(layer).__name__}, forward")
-                torch.log_softmax(x, -1, out=batch.log_p)
+                log_softmax(x, out=batch.log_p)
                 dy = logit_gradient(batch.d_log_p, batch.log_p, batch.dlogits)
                 lap("loss and its gradient")
                 for number, (layer, at) in reversed(list(enumerate(sites))):
                     dy = layer.backward(at, dy)
                     lap(f"{number} {type(layer).__name__}, gradient")
-                stack.steps += 1
+                stack.steps.add_(stack.one)
                 for rows in stack.rows:
                     optimizer.step(rows)
                 lap(config.optimizer)

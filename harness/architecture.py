@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from harness import layerlist
 from harness.components.activations import ACTIVATIONS, Activation
 from harness.components.inits import INITS
-from harness.components.layers import Dropout, Linear
+from harness.components.layers import Dropout, Linear, Output
 from harness.components.norms import NORMS
 from harness.config import RunConfig
 from harness.layerlist import NORM_TYPES, DropoutSpec, LayerList, LinearSpec
@@ -83,11 +83,11 @@ def _named(input_size: int, num_classes: int, parts: Sequence[Any]) -> Architect
     placed: list[Placed] = []
     counts = {"linear": 0, "norm": 0, "act": 0, "dropout": 0}
     features = input_size
-    for part in [*parts, Linear(num_classes)]:
-        kind = {Linear: "linear", Activation: "act", Dropout: "dropout"}.get(type(part), "norm")
+    for part in [*parts, Output(num_classes)]:
+        kind = {Linear: "linear", Output: "linear", Activation: "act", Dropout: "dropout"}.get(type(part), "norm")
         counts[kind] += 1
         if isinstance(part, Linear) and not placed:
-            part = Linear(part.size, first=True)
+            part = replace(part, first=True)
         placed.append(Placed(f"{kind}{counts[kind]}", part, features, counts["linear"]))
         features = part.size if isinstance(part, Linear) else features
     return Architecture(input_size, num_classes, tuple(placed))

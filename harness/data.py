@@ -87,6 +87,9 @@ DATASETS: Mapping[str, Source] = {
 }
 
 
+BRIGHTEST = torch.tensor(255.0)  # a Python number would be made a tensor for each minibatch
+
+
 class Scale(NamedTuple):
     """From a pixel, 0 to 255, to an input: (pixel / 255 - mean) / std."""
 
@@ -95,7 +98,7 @@ class Scale(NamedTuple):
 
     def write(self, pixels: Tensor, inputs: Tensor) -> Tensor:
         """Fill `inputs`, float32, with what a network sees of `pixels` of the same shape."""
-        torch.div(pixels, 255, out=inputs)
+        inputs.copy_(pixels).div_(BRIGHTEST)
         return inputs if self == UNIT else inputs.sub_(self.mean).div_(self.std)
 
 

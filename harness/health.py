@@ -11,11 +11,12 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from harness.components.activations import Activation
 from harness.components.layers import Linear, Site, cross_entropy
-from harness.network import Network, lane_buffer
+from harness.network import Network
 
 PROBE_SAMPLES = 256
 FLAT = 0.005  # a slope below it passes on less than a two-hundredth of the gradient; for tanh, |h| > 0.9975
@@ -29,7 +30,7 @@ def measure(network: Network, inputs: Tensor, labels: Tensor) -> dict[str, float
     probe loss's gradient with respect to the layer's weight matrix. Weights and running statistics stay as they are.
     """
     logits = network.forward(inputs, training=False)
-    cross_entropy(logits, labels, gradient := lane_buffer(1, tuple(logits.shape[1:]), logits))
+    cross_entropy(logits, labels, gradient := torch.empty_like(logits))
     network.backward(gradient)
     found = {}
     for name, linear, activation, output in _hidden(network, inputs.shape[1]):

@@ -16,7 +16,10 @@ AHEAD = 8  # steps whose pixels are gathered by one call
 
 
 class Batch(NamedTuple):
-    """One minibatch of all lanes: buffers, used again for the next, but for `log_p`, which is kept."""
+    """One minibatch of all lanes: buffers, used again for the next, but for `log_p`, which is kept.
+
+    What has classes lies in memory as (lanes, classes, batch), as the logits do.
+    """
 
     inputs: Tensor  # (lanes, batch, features)
     labels: Tensor  # (lanes, batch)
@@ -39,14 +42,14 @@ class Minibatches:
         self.split, self.classes = split, classes
         self.rows = [cut.transpose(0, 1).contiguous() for cut in cuts if cut.numel()]  # (steps, lanes, batch)
         self.labels = [split.labels[rows] for rows in self.rows]
-        self.log_p = [torch.empty(*rows.shape, classes, device=rows.device) for rows in self.rows]
+        self.log_p = [torch.empty(*rows.shape[:2], classes, rows.shape[2], device=rows.device).mT for rows in self.rows]
 
     def __iter__(self) -> Iterator[Batch]:
         split, features = self.split, self.split.pixels.shape[1]
         for rows, labels, log_p in zip(self.rows, self.labels, self.log_p, strict=True):
             _, lanes, batch = rows.shape
             inputs = log_p.new_empty(lanes, batch, features)
-            dlogits = lane_buffer(lanes, (batch, self.classes), log_p)
+            dlogits = lane_buffer(lanes, (self.classes, batch), log_p).mT
             parts = (part.split(AHEAD) for part in (rows, labels, label_gradient(labels, log_p), log_p))
             for some, *its in zip(*parts, strict=True):
                 gathered = split.pixels.index_select(0, some.flatten()).view(*some.shape, features)

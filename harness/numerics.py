@@ -1,7 +1,7 @@
 """Which CPU instructions the libraries may use: as many as there are, or those that every x86-64 processor has.
 
-Vector units of another width add in another order, and so round otherwise. `portable` caps ATen, oneDNN and MKL at what
-processors have in common; a library reads its cap when it is imported, so the choice is made before that.
+Vector units of another width add in another order, and so round otherwise. `portable` caps ATen, oneDNN, MKL and NumPy at
+what processors have in common; a library reads its cap when it is imported, so the choice is made before that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ import sys
 from harness.errors import InputError, refusal
 
 NUMERICS = ("native", "portable")
-CAPS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}
+CAPS = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "MKL_CBWR": "COMPATIBLE",
+    "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",  # all that it chooses from; the rest is x86-64-v2
+}
 
 
 def choose(name: str) -> None:
@@ -25,8 +30,8 @@ def choose(name: str) -> None:
         raise InputError(
             "numerics=native is not allowed: " + ", ".join(f"{key}={CAPS[key]}" for key in CAPS) + " are set; unset them"
         )
-    if "torch" in sys.modules:
-        raise InputError("numerics=portable is not allowed: torch is imported already; choose before that")
+    if imported := {"torch", "numpy"} & set(sys.modules):
+        raise InputError(f"numerics=portable is not allowed: {max(imported)} is imported already; choose before that")
     os.environ.update(CAPS)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness import health
 from harness.architecture import Architecture, State, initial_state
-from harness.components.layers import Dropout, logit_gradient
+from harness.components.layers import Dropout, log_softmax, logit_gradient
 from harness.components.optimizers import OPTIMIZERS, Optimizer, Rows
 from harness.config import RunConfig
 from harness.data import Data, Split
@@ -59,6 +59,7 @@ class Stack:
     rows: list[Rows]  # what it updates: the lanes of one lr and weight_decay at a time
     optimizer: Optimizer
     steps: Tensor  # (), taken so far
+    one: Tensor  # (), to add to them: a Python number would be made a tensor at each step
     train: list[Index]  # of each lane: rows of the training set it learns from
     held_out: list[Index]  # and those it does not
     epoch: int = 0
@@ -100,6 +101,7 @@ class Stack:
             rows,
             optimizer,
             steps,
+            torch.ones_like(steps),
             [p[0] for p in parts],
             [p[1] for p in parts],
             lanes=lanes,
@@ -225,9 +227,9 @@ def train(stack: Stack, probe: bool = True) -> Iterator[EpochRecord]:
 def step(stack: Stack, batch: Batch) -> None:
     """All lanes learn from a minibatch: forward, the loss's gradient, backward, update."""
     logits = stack.network.forward(batch.inputs, training=True)
-    torch.log_softmax(logits, -1, out=batch.log_p)
+    log_softmax(logits, out=batch.log_p)
     stack.network.backward(logit_gradient(batch.d_log_p, batch.log_p, batch.dlogits))
-    stack.steps += 1
+    stack.steps.add_(stack.one)
     for rows in stack.rows:
         stack.optimizer.step(rows)
 
@@ -269,6 +271,6 @@ def evaluate(stack: Stack, lane: int, part: str) -> dict[str, float]:
     log_p, labels = list[Tensor](), list[Tensor]()
     for chunk in chunks:
         logits = network.forward(split.scale.write(chunk.pixels, inputs[: len(chunk)])[None], training=False)
-        log_p.append(torch.log_softmax(logits[0], -1))
+        log_p.append(log_softmax(logits)[0])
         labels.append(chunk.labels)
     return dict(zip((f"{part}/loss", f"{part}/accuracy"), score(torch.cat(log_p), torch.cat(labels)), strict=True))

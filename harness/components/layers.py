@@ -7,6 +7,7 @@ flows through and (lanes, 1, features) or (lanes, in, out) for parameters `p`, w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Protocol
 
@@ -26,6 +27,13 @@ class Site(SimpleNamespace):
         if names not in known:
             known[names] = [list(lane) for lane in zip(*(getattr(self, name).squeeze(1) for name in names), strict=True)]
         return known[names]
+
+    def turned(self, name: str) -> Tensor:
+        """The named tensor (lanes, n, m) seen as (lanes, m, n)."""
+        known = self.__dict__.setdefault("_turned", {})
+        if name not in known:
+            known[name] = getattr(self, name).mT
+        return known[name]
 
 
 class Layer(Protocol):
@@ -90,7 +98,25 @@ class Linear:
     def backward(self, at: Site, dy: Tensor) -> Tensor:
         matmul(at.x.mT, dy, at.d_weight)
         torch.sum(dy, 1, keepdim=True, out=at.d_bias)
-        return at.dx if self.first else matmul(dy, at.weight.mT, at.dx)
+        return at.dx if self.first else matmul(dy, at.turned("weight"), at.dx)
+
+
+@dataclass(frozen=True)
+class Output(Linear):
+    """The last linear: y' = W' x' + b'. Logits lie in memory as (classes, batch): ten classes fill no vector, a batch does."""
+
+    def scratch(self, batch: int, features: int) -> Shapes:
+        return {**super().scratch(batch, features), "y": (self.size, batch)}
+
+    def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
+        at.x = x
+        matmul(at.turned("weight"), x.mT, at.y, at.turned("bias"))
+        return at.turned("y")
+
+    def backward(self, at: Site, dy: Tensor) -> Tensor:
+        matmul(dy.mT, at.x, at.turned("d_weight"))
+        torch.sum(dy, 1, keepdim=True, out=at.d_bias)
+        return at.dx if self.first else matmul(dy, at.turned("weight"), at.dx)
 
 
 @dataclass(frozen=True)
@@ -132,10 +158,15 @@ def cross_entropy(logits: Tensor, labels: Tensor, gradient: Tensor | None = None
 
     `gradient`, where given, gets that of the batch's mean loss: (softmax(logits) - onehot(labels)) / batch.
     """
-    log_p = torch.log_softmax(logits, -1)
+    log_p = log_softmax(logits)
     if gradient is not None:
         logit_gradient(label_gradient(labels, log_p), log_p, gradient)
     return log_p.gather(-1, labels.unsqueeze(-1)).squeeze(-1).neg_()
+
+
+def log_softmax(logits: Tensor, out: Tensor | None = None) -> Tensor:
+    """Log-probabilities of logits (lanes, batch, classes), in kernels that run along the batch."""
+    return torch.log_softmax(logits.mT, -2, out=None if out is None else out.mT).mT
 
 
 def label_gradient(labels: Tensor, log_p: Tensor) -> Tensor:
@@ -146,7 +177,9 @@ def label_gradient(labels: Tensor, log_p: Tensor) -> Tensor:
 
 def logit_gradient(d_log_p: Tensor, log_p: Tensor, out: Tensor) -> Tensor:
     """Back through log_softmax: d_log_p - softmax sum(d_log_p)."""
-    if out.is_contiguous():
-        return torch._log_softmax_backward_data(d_log_p, log_p, -1, log_p.dtype, out=out)
-    # torch 2.13 takes no notice of the strides of `out` and leaves it wrong
-    return out.copy_(torch._log_softmax_backward_data(d_log_p, log_p, -1, log_p.dtype))
+    back = partial(torch._log_softmax_backward_data, d_log_p.mT, log_p.mT, -2, log_p.dtype)
+    if out.mT.is_contiguous():
+        back(out=out.mT)
+    else:  # torch 2.13 takes no notice of the strides of `out` and leaves it wrong
+        out.copy_(back().mT)
+    return out
