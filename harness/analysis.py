@@ -8,25 +8,18 @@ from typing import Any
 import pandas as pd
 
 from harness.blocks import Blocks
+from harness.conclusions import limits, sentences
 from harness.contrasts import compared
 from harness.intervals import rate_interval, t_interval
+from harness.separation import health, separation
+from harness.stability import stability
 from harness.study import Study
-
-
-@dataclass(frozen=True)
-class Omnibus:
-    """Whether variants differ at all: F of variant in the blocked model, and how often chance does as well."""
-
-    statistic: float
-    p: float
-    permutations: int
-    n_seeds: int
-    n_variants: int
+from harness.variance import Omnibus, factors
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """The frames have plain columns."""
+    """Every number and sentence of a study's conclusions; frames have plain columns, which docs/statistics.md explains."""
 
     study: Study
     runs: pd.DataFrame
@@ -45,24 +38,20 @@ class Analysis:
 def analyse(study: Study, runs: pd.DataFrame, history: pd.DataFrame, *, looks: int = 1) -> Analysis:
     """The analysis of a study as last launched. The same frames give the same numbers, to the bit."""
     blocks = Blocks.of(study, runs)
+    contrasts, anova, measured = compared(blocks, looks), factors(blocks), health(blocks, history)
     return Analysis(
         study=study,
         runs=runs,
         history=history,
         variants=variants(blocks),
-        contrasts=compared(blocks, looks),
-        omnibus=None,
-        anova=None,
-        stability=pd.DataFrame(
-            columns=[
-                *("variant", "n", "spread", "spread_low", "spread_high", "fluctuation", "drawdown", "gap"),
-                *("target", "epochs_to_target", "n_target"),
-            ]
-        ),
-        health=pd.DataFrame(columns=["variant", "layer", "epoch", "n", "saturated", "dead", "mean", "std", "grad_norm"]),
-        separation=pd.DataFrame(columns=["measure", "epoch", "correlation", "p", "p_holm", "n"]),
-        limits=(),
-        sentences=(),
+        contrasts=contrasts,
+        omnibus=Omnibus.test(blocks),
+        anova=anova,
+        stability=stability(blocks, history),
+        health=measured,
+        separation=separation(blocks, measured),
+        limits=limits(blocks, contrasts, anova, looks),
+        sentences=sentences(blocks, contrasts),
     )
 
 

@@ -22,30 +22,22 @@ class Blocks:
     study: Study
     cells: pd.DataFrame  # rows of `frames.runs` with `outcome` of OUTCOMES and `value`, the metric, NaN unless finished
     copies: Mapping[str, tuple[str, ...]]  # distinct variant -> the other names of its config, in the study's order
+    disagreements: tuple[tuple[str, int], ...] = ()  # variant and seed of which copies ended otherwise
 
     @classmethod
     def of(cls, study: Study, runs: pd.DataFrame) -> Blocks:
-        """From one row per cell of the study, as `frames.runs` gives them."""
-        digests = runs.sort_values("seed").groupby("variant", sort=False).config_digest.agg(tuple)
-        names: dict[tuple[str, ...], list[str]] = {}
-        for row in study.rows:
-            names.setdefault(digests[row.name], []).append(row.name)
-        first = {name: _first(same, study.reference) for same in names.values() for name in same}
-        cells = runs.assign(given=runs.variant, variant=runs.variant.map(first))
-        number = cells[study.metric].astype(float)
-        finished = cells.state.eq("finished")
-        outcome = cells.state.where(cells.state.isin(OUTCOMES), "missing")
-        outcome = outcome.mask(finished & np.isinf(number), "diverged").mask(finished & np.isnan(number), "missing")
-        cells = cells.assign(outcome=outcome, value=number.where(outcome.eq("finished")))
-        # of copies the one that came furthest; among equals the first, which is the variant itself where it has one
-        cells = cells.assign(rank=outcome.map(OUTCOMES.index), other=cells.given.ne(cells.variant))
-        cells = cells.sort_values(["rank", "other"], kind="stable").drop_duplicates(["variant", "seed"])
-        order = {name: place for place, name in enumerate(dict.fromkeys(first.values()))}
-        cells = cells.sort_values(
-            ["variant", "seed"], key=lambda column: column.map(order) if column.name == "variant" else column
-        )
-        copies = {first[same[0]]: tuple(name for name in same if name != first[same[0]]) for same in names.values()}
-        return cls(study, cells.drop(columns=["rank", "other"]).reset_index(drop=True), copies)
+        """From one row per cell of the study, as `frames.runs` gives them, in any order."""
+        places = {row.name: place for place, row in enumerate(study.rows)}
+        runs = runs.assign(place=runs.variant.map(places)).sort_values(["place", "seed"], kind="stable")
+        copies = _copies(runs, study.reference)
+        first = {name: distinct for distinct, others in copies.items() for name in (distinct, *others)}
+        cells = _with_outcome(runs, study.metric).assign(given=runs.variant, variant=runs.variant.map(first))
+        # of copies the one that came furthest, among equals the variant itself
+        rank = cells.outcome.map(OUTCOMES.index) * 2 + cells.given.ne(cells.variant)
+        chosen = cells.assign(rank=rank).sort_values("rank", kind="stable").drop_duplicates(["variant", "seed"])
+        place = chosen.variant.map({name: place for place, name in enumerate(copies)})
+        chosen = chosen.assign(place=place).sort_values(["place", "seed"], ignore_index=True)
+        return cls(study, chosen.drop(columns=["place", "rank"]), copies, _disagreements(cells))
 
     @property
     def names(self) -> list[str]:
@@ -73,12 +65,36 @@ class Blocks:
         found = Counter(zip(self.cells.variant, self.cells.outcome, strict=True))
         return {name: {outcome: found[name, outcome] for outcome in OUTCOMES} for name in self.names}
 
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """The variants of which no run diverged or failed, and at least one has a number."""
+        return tuple(name for name, n in self.counts.items() if n["finished"] and not n["diverged"] + n["failed"])
+
     def run_ids(self, *names: str) -> tuple[str, ...]:
-        """The runs whose numbers stand behind a statement on these variants."""
-        cells = self.cells[self.cells.variant.isin(names) & self.cells.outcome.eq("finished")]
-        return tuple(cells.run_id)
+        """The runs whose numbers stand behind a statement on these variants: of seeds that each of them has."""
+        seeds = self.values[list(names)].dropna().index
+        return tuple(self.cells.run_id[self.cells.variant.isin(names) & self.cells.seed.isin(seeds)])
 
 
-def _first(same: list[str], reference: str) -> str:
-    """Under which of its names a config goes."""
-    return reference if reference in same else same[0]
+def _copies(runs: pd.DataFrame, reference: str) -> dict[str, tuple[str, ...]]:
+    """The name under which each config goes, the reference's its own, and the others that it has."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, digests in runs.groupby("variant", sort=False).config_digest:
+        groups.setdefault(tuple(digests), []).append(str(name))
+    distinct = [(reference if reference in names else names[0], names) for names in groups.values()]
+    return {first: tuple(name for name in names if name != first) for first, names in distinct}
+
+
+def _with_outcome(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Runs with what became of each, and its number where it has one."""
+    number, finished = runs[metric].astype(float), runs.state.eq("finished")
+    outcome = runs.state.where(runs.state.isin(OUTCOMES), "missing")
+    outcome = outcome.mask(finished & np.isinf(number), "diverged").mask(finished & np.isnan(number), "missing")
+    return runs.assign(outcome=outcome, value=number.where(outcome.eq("finished")))
+
+
+def _disagreements(cells: pd.DataFrame) -> tuple[tuple[str, int], ...]:
+    """Variants and seeds of which copies came to an end, but not to the same one."""
+    ended = cells[cells.outcome.isin(["finished", "diverged"])]
+    found = ended.groupby(["variant", "seed"], sort=False)[["outcome", "value", "state_digest"]].nunique(dropna=True)
+    return tuple((str(name), int(seed)) for name, seed in found.index[found.gt(1).any(axis=1)])

@@ -241,8 +241,9 @@ def results(study: str, kind: str, by: str, rows: str, output: str | None) -> No
     with suppress(*() if study.endswith(".toml") else (InputError,)):  # one whose file is gone may still be in the store
         study = Study.read(study).name
     frame = frames.summary(study, names) if rows == "summary" else getattr(frames, rows)(study)
-    if rows == "summary" and kind in ("table", "markdown"):
-        frame = frames.outline(frame)
+    outlines = {"summary": frames.outline, "compare": frames.verdicts}
+    if rows in outlines and kind in ("table", "markdown"):
+        frame = outlines[rows](frame)
     if output is None:
         _say(frames.text(frame, kind).rstrip("\n"))
         return

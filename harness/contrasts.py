@@ -10,7 +10,9 @@ import pandas as pd
 from scipy.special import gammaln, stdtr
 
 from harness.blocks import Blocks
+from harness.families import holm
 from harness.intervals import CONFIDENCE, Numbers, half_width, t_interval
+from harness.variance import Blocked
 
 VERDICTS = ("better", "equivalent", "worse", "undecided")
 MOST_SEEDS = 1000  # more than so many more are not worth a number
@@ -49,7 +51,12 @@ def compared(blocks: Blocks, looks: int = 1) -> pd.DataFrame:
     """One row for each distinct variant but the base, with the columns COLUMNS, which docs/statistics.md explains."""
     others = [name for name in blocks.names if name != blocks.reference]
     level = simultaneous(len(others), looks)
-    return pd.DataFrame([_contrast(blocks, name, level) for name in others], columns=COLUMNS)
+    frame = pd.DataFrame([_contrast(blocks, name, level) for name in others], columns=COLUMNS)
+    frame["p_holm"] = holm(frame.p_paired.to_list())
+    if model := Blocked.fit(blocks):
+        columns = model.columns(level).set_index("variant")
+        frame[[*columns]] = columns.reindex(frame.variant).to_numpy()
+    return frame
 
 
 def _contrast(blocks: Blocks, name: str, level: float) -> dict[str, Any]:
@@ -119,14 +126,14 @@ def correlation(pair: Numbers) -> float:
     """Pearson's correlation of two arms (n, 2) across seeds; NaN below n = 3 and where an arm does not vary."""
     if len(pair) < 3 or not np.ptp(pair, axis=0).all():
         return math.nan
-    return float(np.corrcoef(pair, rowvar=False)[0, 1])
+    return float(np.asarray(np.corrcoef(pair, rowvar=False))[0, 1])
 
 
 def pairing_gain(pair: Numbers) -> float:
     """How much larger the variance of a difference of means would be for other seeds in each arm: by how many times the
     seeds pairing multiplied. (var a + var b) / var(a - b); below 1 it cost some. NaN below n = 3."""
     variance = float(np.var(pair[:, 0] - pair[:, 1], ddof=1)) if len(pair) > 2 else 0.0
-    return float(np.var(pair, axis=0, ddof=1).sum()) / variance if variance > 0 else math.nan
+    return float(sum(np.var(arm, ddof=1) for arm in pair.T)) / variance if variance > 0 else math.nan
 
 
 def paired_p(differences: Numbers) -> float:

@@ -131,19 +131,16 @@ def summary(study: str | Study | Launched, by: str | Sequence[str] = ()) -> pd.D
 
 
 def compare(study: str | Study) -> pd.DataFrame:
-    """Each variant beside the base, paired by seed: n, mean difference of the study's metric, its std and 95% t interval."""
+    """Each distinct variant beside the base, paired by seed: difference, interval, p values, verdict; docs/statistics.md.
+
+    One row a variant but the base, copies of one config as one; `run_ids` has a space between the runs that a row rests on.
+    """
+    from harness.blocks import Blocks
+    from harness.contrasts import compared  # statsmodels takes half a second
+
     launched = Launched.last(study)
-    metric, reference = launched.study.metric, launched.study.reference
-    frame = _runs(launched)
-    good = frame[frame.state == "finished"]
-    wide = good.pivot(index="seed", columns="variant", values=metric)
-    rows = []
-    for variant in dict.fromkeys(frame.variant):
-        pairs = [wide[name] if name in wide else pd.Series(dtype=float) for name in (variant, reference)]
-        differences = (pairs[0] - pairs[1]).dropna()
-        described = {key: value for key, value in _describe(differences).items() if key in ("mean", "std", "low", "high")}
-        rows.append({"variant": variant, "reference": reference, "metric": metric, "n": len(differences), **described})
-    return pd.DataFrame(rows)
+    frame = compared(Blocks.of(launched.study, _runs(launched)))
+    return frame.assign(run_ids=frame.run_ids.map(" ".join))
 
 
 def outline(summary: pd.DataFrame) -> pd.DataFrame:
@@ -153,6 +150,12 @@ def outline(summary: pd.DataFrame) -> pd.DataFrame:
     shown = [f"{_short(metric)}_{what}" for metric in SHOWN for what in ("mean", "std", "min", "max")]
     heads = {name: name.removeprefix("test_").replace("_", " ") for name in shown}
     return summary[[*names, *shown]].rename(columns=heads)
+
+
+def verdicts(contrasts: pd.DataFrame) -> pd.DataFrame:
+    """What fits a screen of `compare`: the difference with its interval, the verdict, and what would decide an open one."""
+    shown = contrasts[["variant", "n", "difference", "low", "high", "verdict", "more_seeds"]]
+    return shown.assign(more_seeds=shown.more_seeds.astype("Int64")).rename(columns={"more_seeds": "more seeds"})
 
 
 def text(frame: pd.DataFrame, kind: str) -> str:

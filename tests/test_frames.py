@@ -346,34 +346,46 @@ def test_unknown_parameter_to_group_by_is_refused(launched: dict[str, Run]) -> N
 
 def test_variants_are_compared_with_the_base_seed_by_seed(launched: dict[str, Run]) -> None:
     found = harness.compare("tiny")
-    assert list(found.variant) == VARIANTS
+    assert list(found.variant) == ["init=kaiming", "norm=layernorm", HOT], "norm=none is the base under another name"
     assert set(found.reference) == {"init=normal"}
     assert set(found.metric) == {"final/test_loss"}
     rows = found.set_index("variant")
-    assert list(rows.n) == [3, 2, 2, 1, 0]
-    assert list(rows.loc["norm=none", ["mean", "std", "low", "high"]]) == [0, 0, 0, 0], "equal configs differ by nothing"
+    assert list(rows.n) == [2, 1, 0]
     ours, base = (values(launched, name, "final/test_loss", [0, 1]) for name in ("init=kaiming", "init=normal"))
     first, second = (a - b for a, b in zip(ours, base, strict=True))
     mean, std = (first + second) / 2, abs(first - second) / math.sqrt(2)
-    half = CRITICAL_T[2] * std / math.sqrt(2)
+    assert rows.level.tolist() == pytest.approx([1 - 0.05 / 3] * 3)
+    critical = math.tan(math.pi / 2 * (1 - 0.05 / 3))  # Student's t with one degree of freedom is Cauchy's law
+    half = critical * std / math.sqrt(2)
     by_hand = [mean, std, mean - half, mean + half]
-    assert list(rows.loc["init=kaiming", ["mean", "std", "low", "high"]]) == pytest.approx(by_hand, rel=1e-9)
+    assert list(rows.loc["init=kaiming", ["difference", "std", "low", "high"]]) == pytest.approx(by_hand, rel=1e-9)
     one = launched["norm=layernorm-s0"].data.metrics["final/test_loss"] - base[0]
-    assert rows.loc["norm=layernorm", "mean"] == pytest.approx(one, rel=1e-12)
+    assert rows.loc["norm=layernorm", "difference"] == pytest.approx(one, rel=1e-12)
     assert rows.loc["norm=layernorm", ["std", "low", "high"]].isna().all()
-    assert rows.loc[HOT, ["mean", "std", "low", "high"]].isna().all()
+    assert rows.loc[HOT, ["difference", "std", "low", "high"]].isna().all()
+    assert set(rows.verdict) == {"undecided"}
+    assert "1 of 3 runs of norm=layernorm failed" in rows.reason["norm=layernorm"]
+    assert "3 of 3 runs of lr=1000000000 diverged" in rows.reason[HOT]
+    wanted = {launched[f"{name}-s{seed}"].info.run_id for name in ("init=normal", "init=kaiming") for seed in (0, 1)}
+    assert set(rows.run_ids["init=kaiming"].split()) == wanted
 
 
-def test_seed_that_the_reference_lacks_drops_its_pair(launched: dict[str, Run], client: MlflowClient) -> None:
-    run_id = launched["init=normal-s0"].info.run_id
-    client.set_terminated(run_id, "FAILED")
+def test_of_copies_the_run_that_is_there_stands_for_the_seed(launched: dict[str, Run], client: MlflowClient) -> None:
+    base, copy = launched["init=normal-s0"].info.run_id, launched["norm=none-s0"].info.run_id
+    client.set_terminated(base, "FAILED")
     try:
         rows = harness.compare("tiny").set_index("variant")
+        assert copy in rows.run_ids["init=kaiming"].split(), "norm=none is the same config"
+        client.set_terminated(copy, "FAILED")
+        without = harness.compare("tiny").set_index("variant")
     finally:
-        client.set_terminated(run_id, "FINISHED")
-    assert list(rows.n) == [2, 1, 1, 0, 0]
-    ours, base = (values(launched, name, "final/test_loss", [1])[0] for name in ("init=kaiming", "init=normal"))
-    assert rows.loc["init=kaiming", "mean"] == pytest.approx(ours - base, rel=1e-12)
+        for run_id in (base, copy):
+            client.set_terminated(run_id, "FINISHED")
+    assert list(rows.n) == [2, 1, 0]
+    assert list(without.n) == [1, 0, 0]
+    ours, reference = (values(launched, name, "final/test_loss", [1])[0] for name in ("init=kaiming", "init=normal"))
+    assert without.loc["init=kaiming", "difference"] == pytest.approx(ours - reference, rel=1e-12)
+    assert "of init=normal failed" in without.reason["init=kaiming"]
 
 
 # what has nothing to show, texts, and other stores
@@ -396,8 +408,7 @@ def test_study_that_has_only_begun_has_empty_frames(place: Path, client: MlflowC
     (row,) = harness.summary("begun").to_dict("records")
     assert (row["n"], row["missing"]) == (0, 1)
     assert math.isnan(row["test_loss_mean"])
-    (row,) = harness.compare("begun").to_dict("records")
-    assert (row["n"], row["variant"], row["reference"]) == (0, "one", "one")
+    assert harness.compare("begun").empty, "there is nothing beside the base"
     client.delete_run(again)
     assert len(harness.history("begun")) == 0
 
@@ -451,7 +462,7 @@ def test_reading_loads_no_torch(launched: dict[str, Run]) -> None:
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=100, check=True)
-    assert done.stdout == "[15, 39, 5, 5] set()\n"
+    assert done.stdout == "[15, 39, 5, 3] set()\n"
 
 
 @contextmanager

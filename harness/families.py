@@ -1,0 +1,65 @@
+"""Families: what the p values of several tests are worth when they are read together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import ndtr
+
+from harness.intervals import Numbers
+
+NODES = 256  # of a quadrature, in each direction
+
+
+def dunnett(statistics: Numbers, correlation: Numbers, df: int) -> list[float]:
+    """For each t the chance that the largest |t| of all k is as large where no variant differs from the base.
+
+    Dunnett 1955, doi:10.1080/01621459.1955.10501294, for the residual of the blocked model. Where all correlations are 1/2 the
+    multivariate t is an integral in two dimensions (his eq. 3, two-sided); else it is integrated by points with a fixed start.
+    """
+    sizes = np.abs(statistics)
+    off = correlation[~np.eye(len(correlation), dtype=bool)]
+    if np.allclose(off, 0.5):
+        return [1 - _equicorrelated(size, len(sizes), df) for size in sizes]
+    from scipy.stats import multivariate_t
+
+    def within(size: float) -> float:
+        box = np.full(len(sizes), size)
+        law = multivariate_t(shape=correlation, df=df, allow_singular=True, seed=np.random.default_rng(0))
+        return float(law.cdf(box, lower_limit=-box))
+
+    return [min(1.0, max(0.0, 1 - within(size))) for size in sizes]
+
+
+def _equicorrelated(size: float, k: int, df: int) -> float:
+    """P(|T_j| <= size for all of k) for multivariate t with correlations 1/2.
+
+    T_j = (Z_j + Z_0) / sqrt(2) / S with independent standard normal Z and S² = chi²(df) / df: given Z_0 and S they are
+    independent.
+    """
+    from scipy.stats import chi
+
+    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+    ends = chi.ppf([1e-14, 1 - 1e-14], df)
+    radii = ends[0] + (nodes + 1) / 2 * (ends[1] - ends[0])
+    of_radius = weights * chi.pdf(radii, df) * (ends[1] - ends[0]) / 2
+    shared = 9 * nodes
+    of_shared = 9 * weights * np.exp(-(shared**2) / 2) / math.sqrt(2 * math.pi)
+    edge = math.sqrt(2) * size * radii[:, None] / math.sqrt(df)
+    inside = (ndtr(edge - shared) - ndtr(-edge - shared)) ** k
+    return float(min(1.0, of_radius @ inside @ of_shared))
+
+
+def holm(p: Sequence[float]) -> Numbers:
+    """Holm's adjusted p values of a family; one that is NaN stays so and counts as 1.
+
+    Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
+    """
+    from statsmodels.stats.multitest import multipletests
+
+    values = np.asarray(p, dtype=float)
+    known = np.where(np.isnan(values), 1.0, values)
+    adjusted = multipletests(known, method="holm")[1] if len(values) else known
+    return np.where(np.isnan(values), math.nan, adjusted)
