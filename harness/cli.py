@@ -329,7 +329,7 @@ def verdict(result: StudyResult) -> str:
         f"done     {result.settled} of {len(result.study.cells)} cells, {result.trained} now, in {result.seconds:.0f} s",
         f"look     mlflow ui --backend-store-uri {result.store}",
         f"         {result.chart}",
-        "         there, Group by: variant draws each variant's mean and band",
+        "         it draws the mean curve of each variant and the band of its seeds, from lowest to highest",
     ]
     return "\n".join(lines)
 

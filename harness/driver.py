@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from filelock import Timeout
 
-from harness import engine, frames, report
+from harness import chart, engine, frames, report
 from harness.engine import Came
 from harness.errors import InputError, TakenOver
 from harness.plan import Plan, prepare_all
@@ -340,10 +340,10 @@ class Launch:
         """Write the report and end its run."""
         came = report.write(self.study.name)
         self.report.finish("FAILED" if self.failed or not came.agree else "FINISHED")
-        chart = self.store.chart(self.report.run.info.experiment_id, {"study": self.study.name, "edition": self.edition})
+        link = self._charted()
         if launcher:
             self.store.update(launcher, name=f"study-{self.study.name}")
-            self.store.open(launcher).tags({"mlflow.note.content": f"Its runs: [{self.study.name}]({chart})"})
+            self.store.open(launcher).tags({"mlflow.note.content": f"Its runs: [{self.study.name}]({link})"})
         return StudyResult(
             study=self.study,
             trained=self.trained,
@@ -354,9 +354,17 @@ class Launch:
             table=came.table,
             report_run_id=self.report.id,
             store=self.store.uri,
-            chart=chart,
+            chart=link,
             seconds=seconds,
         )
+
+    def _charted(self) -> str:
+        """Prepare the chart page of this edition; the link to it."""
+        experiment, name = self.report.run.info.experiment_id, f"{self.study.name}-{self.edition}"
+        parts = ("test", "val", "train") if any(plan.config.validation for plan in self.plans.values()) else ("test", "train")
+        tags = {"study": self.study.name, "edition": self.edition}
+        self.store.share(experiment, name, chart.view(tags, [row.name for row in self.study.rows], parts))
+        return chart.shared(experiment, name)
 
 
 def edition(study: Study, plans: Sequence[Plan]) -> str:

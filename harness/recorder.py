@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from harness import health, record, trace
+from harness import chart, health, record, trace
 from harness.architecture import as_module, initial_state
 from harness.checkpoint import Checkpoint, state_digest
 from harness.config import RunConfig, slug
@@ -166,7 +166,7 @@ class Recorder:
             **digests,
             store=log.store.uri,
             page=log.page,
-            chart=log.store.chart(log.run.info.experiment_id, {"study": plan.cell.study}),
+            chart=chart.filtered(log.run.info.experiment_id, {"study": plan.cell.study}),
             lost=tuple(self.lost),
         )
         if self.models:

@@ -30,7 +30,7 @@ from mlflow.models import Model, infer_signature
 from mlflow.utils.file_utils import local_file_uri_to_path
 from sqlalchemy.exc import SQLAlchemyError
 
-from harness import outage
+from harness import chart, outage
 from harness.errors import HarnessError, InputError, MissingArtifact, StoreAway, StoreError, TakenOver, WriteError, short
 from harness.journal import Entry, Journal
 from harness.results import EpochRecord
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 UNFINISHED = ("RUNNING", "SCHEDULED")
-UI = "http://127.0.0.1:5000"
 LOCKS = Path("/proc/locks")  # "1: FLOCK ADVISORY WRITE 4711 08:02:1234 0 EOF", on Linux
 Got = TypeVar("Got")
 
@@ -293,11 +292,10 @@ class Store:
         cache = Path.home() / ".cache" / "harness" / "journal"
         return (self.folder / "mlruns" / ".journal" if self.folder else cache) / run_id
 
-    def chart(self, experiment_id: str, tags: Mapping[str, str]) -> str:
-        """Where `mlflow ui` draws the runs that have these tags beside each other."""
-        search = quote(" and ".join(f"tags.{key}='{value}'" for key, value in tags.items()))
-        query = f"workflowType=machine_learning&compareRunsMode=CHART&searchFilter={search}"
-        return f"{UI}/#/experiments/{experiment_id}/runs?{query}"
+    def share(self, experiment_id: str, name: str, view: str) -> None:
+        """Keep a view of an experiment under a name, for `mlflow ui`."""
+        with self.asked():
+            self.client.set_experiment_tag(experiment_id, chart.TAG + name, view)
 
     def _lock_file(self, name: str) -> Path:
         """Beside a sqlite store, so that whoever shares the disk shares the lock; else in the folder for temporary files."""
@@ -638,7 +636,7 @@ class RunLog:
     @property
     def page(self) -> str:
         """Where `mlflow ui` shows this run."""
-        return f"{UI}/#/experiments/{self.run.info.experiment_id}/runs/{self.id}"
+        return f"{chart.UI}/#/experiments/{self.run.info.experiment_id}/runs/{self.id}"
 
 
 def _local(run: Run) -> Path | None:

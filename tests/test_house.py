@@ -30,6 +30,7 @@ ROWS = (
         "pruning",
         "survey",
         "nursery",
+        "chart",
     ),
     (
         "seeding",

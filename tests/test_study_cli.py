@@ -346,10 +346,11 @@ def test_the_end_is_a_table_of_variants_and_the_link_to_their_chart(story: Simpl
     assert f"mlflow ui --backend-store-uri sqlite:///{story.folder}/mlflow.db\n" in out
     experiment = story.begun["plain-s0"].info.experiment_id
     link, hint = (line.strip() for line in out.splitlines()[-2:])
-    assert "Group by: variant" in hint
+    assert "mean curve of each variant" in hint
     assert link.startswith(f"http://127.0.0.1:5000/#/experiments/{experiment}/runs?")
     assert "compareRunsMode=CHART" in link
-    assert "tags.study%3D%27tiny%27" in link
+    name = link.rpartition("&viewStateShareKey=")[2]
+    assert re.fullmatch(r"tiny-[0-9a-f]{8}", name)
 
 
 def test_finished_study_is_said_to_be_there_and_trains_nothing(story: SimpleNamespace) -> None:
