@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 UI = "http://127.0.0.1:5000"  # where `mlflow ui` serves by default
 TAG = "mlflow.sharedViewState."  # of an experiment; the rest of the tag's name is the view's
-LONGEST = 5000  # characters of a tag's value in MLflow's tables
+LONGEST = 20_000  # characters of a value that MLflow takes for a tag of an experiment
 SCALES = {"loss": "log", "accuracy": "linear"}
 
 
