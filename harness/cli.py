@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "csv", "parquet", "json", "markdown")
 ROWS = ("summary", "compare", "runs", "history")
+MOST_LINES = 12  # of conclusions on a screen
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -255,6 +256,32 @@ def results(study: str, kind: str, by: str, rows: str, output: str | None) -> No
 
 
 @cli.command()
+@click.argument("study", metavar="NAME")
+@click.option("--output", metavar="FOLDER", help="Write the report's files into this folder too.")
+def report(study: str, output: str | None) -> None:
+    """Write what a study's runs support, as last launched: verdicts, figures and a page, into its report run.
+
+    A study does so at its end by itself; this is for later, and for studies of which cells are missing.
+    """
+    folder = Path(output) if output is not None else None
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise InputError(f"output {output} is a file; allowed: a folder, which is made where there is none")
+    launcher = os.environ.pop("MLFLOW_RUN_ID", None)  # `mlflow run -e report` has made one
+    with suppress(*() if study.endswith(".toml") else (InputError,)):  # one whose file is gone may still be in the store
+        study = Study.read(study).name
+    from harness import report as reports
+
+    came = reports.write(study, launcher)
+    for name, content in came.files.items() if folder is not None else ():
+        try:
+            (path := Path(output or "") / name).parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        except OSError as error:
+            raise InputError(f"output {output} cannot be written: {error.strerror or error}") from None
+    _say("\n".join([*conclusions(came.sentences), *(f"lost     {lost}" for lost in came.lost), f"report   {came.place}"]))
+
+
+@cli.command()
 @click.argument("run_id", metavar="RUN_ID", required=False)
 @click.option("--study", metavar="NAME", help="Verify runs of this study, drawn at random, in place of one run.")
 @click.option("--sample", metavar="N", default="20", help="How many of them.  [20]")
@@ -317,16 +344,24 @@ def _overrides(given: Mapping[str, Any]) -> dict[str, Any]:
     return overrides
 
 
+def conclusions(sentences: Sequence[str]) -> list[str]:
+    """The first conclusions, a line each; the page has all."""
+    more = [f"... and {len(sentences) - MOST_LINES} more in the report"] if len(sentences) > MOST_LINES else []
+    return [*sentences[:MOST_LINES], *more]
+
+
 def verdict(result: StudyResult) -> str:
     """What a person wants to know at the end of a study."""
     from harness import frames
 
     lines = ["", frames.text(frames.outline(result.table), "table")]
+    lines += [*conclusions(result.sentences), ""]
     lines += [f"failed   {name}: {why}" for name, why in result.failed.items()]
     if result.copies:
         lines.append(f"copies   {result.copies}")
     lines += [
         f"done     {result.settled} of {len(result.study.cells)} cells, {result.trained} now, in {result.seconds:.0f} s",
+        f"report   {result.page}",
         f"look     mlflow ui --backend-store-uri {result.store}",
         f"         {result.chart}",
         "         it draws the mean curve of each variant and the band of its seeds, from lowest to highest",

@@ -68,6 +68,8 @@ class StudyResult:
     copies: str  # what runs of one config say of each other; empty where there are none
     agree: bool  # whether they have the same bits
     table: pd.DataFrame  # the summary
+    sentences: Sequence[str]  # the conclusions
+    page: str  # the report, as a path or a link
     report_run_id: str
     store: str
     chart: str
@@ -340,6 +342,8 @@ class Launch:
         """Write the report and end its run."""
         came = report.write(self.study.name)
         self.report.finish("FAILED" if self.failed or not came.agree else "FINISHED")
+        for lost in came.lost:
+            self.say(f"lost     {lost}")
         link = self._charted()
         if launcher:
             self.store.update(launcher, name=f"study-{self.study.name}")
@@ -352,6 +356,8 @@ class Launch:
             copies=came.copies,
             agree=came.agree,
             table=came.table,
+            sentences=came.sentences,
+            page=came.place,
             report_run_id=self.report.id,
             store=self.store.uri,
             chart=link,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +141,11 @@ def compare(study: str | Study) -> pd.DataFrame:
     launched = Launched.last(study)
     frame = compared(Blocks.of(launched.study, _runs(launched)))
     return frame.assign(run_ids=frame.run_ids.map(" ".join))
+
+
+def each(frame: pd.DataFrame) -> Iterator[Any]:
+    """The rows of a frame, its columns as their attributes."""
+    return iter(frame.itertuples())
 
 
 def outline(summary: pd.DataFrame) -> pd.DataFrame:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from harness import frames
+from harness import chart, frames
 from harness.config import slug
 from harness.frames import Launched
 from harness.study import Study
 from harness.survey import SETTLED
 from harness.tracking import RunLog, Store
+
+PLOTS = "plots"
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,13 @@ class Report:
 
     study: Study
     table: pd.DataFrame  # the summary
+    sentences: Sequence[str]  # the conclusions
     copies: str  # what runs of one config say of each other; empty where there are none
     agree: bool  # whether they have the same bits
+    files: Mapping[str, bytes] = field(repr=False)  # the artifacts
+    place: str  # of report.html: a path, or where the UI shows it
+    link: str  # of the report run, under `mlflow ui`
+    lost: Sequence[str] = ()  # figures that could not be drawn, and why
 
 
 def begin(store: Store, study: Study, edition: str, cells: Mapping[str, object], overrides: Mapping[str, Any]) -> RunLog:
@@ -44,31 +53,75 @@ def begin(store: Store, study: Study, edition: str, cells: Mapping[str, object],
     store.update(log.id, status="RUNNING")
     content = {"study": json.loads(study.json_text()), "overrides": dict(overrides), "cells": cells}
     log.text(frames.STUDY_FILE, json.dumps(content, indent=2) + "\n")
-    log.tags({"launched": time.time_ns() // 1_000_000})
+    log.tags({"launched": time.time_ns() // 1_000_000, "launches": int(log.run.data.tags.get("launches", "0")) + 1})
     return log
 
 
-def write(name: str) -> Report:
+def write(name: str, launcher: str | None = None) -> Report:
     """Write the report of a study as last launched, from whatever its store has, into its report run.
 
-    Raises InputError when the store has seen no launch of it.
+    It is a function of the store: written twice it has the same bytes. `launcher` is a run that `mlflow run` has begun, to be
+    told where to look. Raises InputError when the store has seen no launch.
     """
+    from harness import figures  # it and what analyses take a second to import, which a launch waits for at its end only
+    from harness.analysis import analyse
+    from harness.origin import origin
+    from harness.page import Page
+
     launched = Launched.last(name)
-    runs, study, log = frames.runs(launched), launched.study, launched.report
-    table = frames.summary(launched)
-    copies, agree = compared(runs)
-    log.text("summary.csv", table.to_csv(index=False))
-    failed = "".join(f"\n- {run.variant}-s{run.seed}: {run.reason}" for run in runs[runs.state == "failed"].itertuples())
-    note = [
+    runs, history, log = frames.runs(launched), frames.history(launched), launched.report
+    table, (copies, agree) = frames.summary(launched), compared(runs)
+    analysis = analyse(launched.study, runs, history)
+    lost: list[str] = []
+    drawings = figures.drawings(analysis, lambda figure, error: lost.append(f"{figure}: {type(error).__name__}: {error}"))
+    page = Page.of(
+        analysis,
+        drawings=drawings,
+        origin=origin(launched, runs, history),
+        copies=copies,
+        chart=chart.shared(log.run.info.experiment_id, f"{launched.study.name}-{log.run.data.tags.get('edition', '')}"),
+        links={run_id: launched.store.page(log.run.info.experiment_id, run_id) for run_id in runs.run_id.dropna()},
+    )
+    files = {
+        "report.html": page.html().encode(),
+        "report.md": page.markdown().encode(),
+        "summary.csv": table.to_csv(index=False).encode(),
+        "contrasts.csv": _csv(analysis.contrasts),
+        **{f"{PLOTS}/{drawing.name}.{kind}": getattr(drawing, kind)() for drawing in drawings for kind in ("png", "svg")},
+    }
+    log.drop(f"{PLOTS}/*")  # a figure of before, for which there may be no data now
+    for artifact, content in files.items():
+        log.file(artifact, partial(_bytes, content))
+    note = _note(launched.study, runs, table, copies, analysis.sentences)
+    log.tags({"mlflow.note.content": note, **({"copies": slug(copies)} if copies else {})})
+    if launcher:
+        launched.store.update(launcher, name=f"report-{launched.study.name}")
+        launched.store.open(launcher).tags({"mlflow.note.content": f"The report: [{launched.study.name}]({log.page})"})
+    place = log.place("report.html")
+    return Report(launched.study, table, analysis.sentences, copies, agree, files, place, log.page, tuple(lost))
+
+
+def _bytes(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+
+
+def _csv(contrasts: pd.DataFrame) -> bytes:
+    return contrasts.assign(run_ids=contrasts.run_ids.map(" ".join)).to_csv(index=False).encode()
+
+
+def _note(study: Study, runs: pd.DataFrame, table: pd.DataFrame, copies: str, sentences: Sequence[str]) -> str:
+    """The description of the report run: what a person wants to know first."""
+    failed = "".join(f"\n- {run.variant}-s{run.seed}: {run.reason}" for run in frames.each(runs[runs.state == "failed"]))
+    parts = [
         f"**{study.question}**",
         f"Study `{study.name}`, {study.design}: {len(study.rows)} variants x {len(study.seeds)} seeds.",
+        "\n".join(f"- {sentence}" for sentence in sentences),
         frames.text(frames.outline(table), "markdown"),
+        "All of it: `report.html` among the artifacts.",
         f"**Copies**: {copies}" if copies else "",
         f"**Failed**:{failed}" if failed else "",
     ]
-    content = "\n\n".join(part for part in note if part)
-    log.tags({"mlflow.note.content": content, **({"copies": slug(copies)} if copies else {})})
-    return Report(study, table, copies, agree)
+    return "\n\n".join(part for part in parts if part)
 
 
 def compared(runs: pd.DataFrame) -> tuple[str, bool]:

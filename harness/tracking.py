@@ -297,6 +297,10 @@ class Store:
         with self.asked():
             self.client.set_experiment_tag(experiment_id, chart.TAG + name, view)
 
+    def page(self, experiment_id: str, run_id: str) -> str:
+        """Where `mlflow ui` shows a run."""
+        return f"{chart.UI}/#/experiments/{experiment_id}/runs/{run_id}"
+
     def _lock_file(self, name: str) -> Path:
         """Beside a sqlite store, so that whoever shares the disk shares the lock; else in the folder for temporary files."""
         folder = self.folder and self.folder / "mlruns" / ".locks"
@@ -636,7 +640,12 @@ class RunLog:
     @property
     def page(self) -> str:
         """Where `mlflow ui` shows this run."""
-        return f"{chart.UI}/#/experiments/{self.run.info.experiment_id}/runs/{self.id}"
+        return self.store.page(self.run.info.experiment_id, self.id)
+
+    def place(self, artifact: str) -> str:
+        """Where a person opens a file of the run: its path where artifacts are local, else where `mlflow ui` shows it."""
+        root = _local(self.run)
+        return f"{self.page}/artifacts/{artifact}" if root is None else str(root / artifact)
 
 
 def _local(run: Run) -> Path | None:
