@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from harness import nursery, version
+from harness import nursery, space, version
 from harness.config import CHOICES, FIELDS, RunConfig, allowed
-from harness.errors import HarnessError, InputError, WriteError, refusal
+from harness.errors import HarnessError, InputError, WriteError, refusal, short
 from harness.numerics import NUMERICS, choose, current
+from harness.space import Search
 from harness.study import Study
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from harness.driver import StudyResult
     from harness.recorder import RunResult
     from harness.results import EpochRecord
+    from harness.search import SearchResult
 
 FORMATS = ("table", "csv", "parquet", "json", "markdown")
 ROWS = ("summary", "compare", "runs", "history")
@@ -204,6 +206,47 @@ def study(study: str, dry_run: bool, workers: str, scheduler: str | None, numeri
 
 @cli.command()
 @click.argument("study", metavar="NAME|FILE")
+@click.option("--trials", metavar="N", default="auto", help="In place of the search's own budget, for each condition.")
+@click.option("--seeds", metavar="SEEDS", help="Seeds of each trial, in place of the search's own.")
+@click.option("--set", "assigned", metavar="KEY=VALUE", multiple=True, help="Another value in the base; again for more.")
+@click.option("--workers", metavar="N", default="auto", help="Processes that train; 0: this one.  [one a core]")
+@click.option("--scheduler", metavar="ADDRESS", help="Train on this Dask cluster, tcp://host:8786, instead.")
+@arithmetic
+@overriding
+def search(study: str, trials: str, workers: str, scheduler: str | None, numerics: str, **given: Any) -> None:
+    """Find the best setting of each condition on validation data, then compare them on fresh seeds and the test set.
+
+    NAME is a search that comes with harness (tuning) or lies in ./experiments; FILE is any TOML file. Started again it goes
+    on where it stopped.
+    """
+    choose(numerics)
+    for name, text in (("trials", trials), ("workers", workers)):
+        if text != "auto" and not (text.isascii() and text.isdigit()):
+            raise InputError(refusal(name, text, f"a whole number from {int(name == 'trials')}, or auto"))
+    overrides = _overrides(given) | ({} if trials == "auto" else {"trials": int(trials)})
+    wanted = Search.read(study).override(**overrides)
+    launcher = os.environ.pop("MLFLOW_RUN_ID", None)
+    if workers != "0" and scheduler is None:
+        nursery.begin()
+    from harness.search import run_search
+
+    with StudyLines() as lines:
+        result = run_search(
+            wanted,
+            workers=None if workers == "auto" else int(workers),
+            scheduler=scheduler,
+            overrides=overrides,
+            launcher=launcher,
+            say=lines.say,
+            watch=lines,
+        )
+    _say(found(result))
+    if result.failed or result.final is None or result.final.failed:
+        sys.exit(FAILED)
+
+
+@cli.command()
+@click.argument("study", metavar="NAME|FILE")
 @click.option("--seeds", metavar="SEEDS", help="As for the command study.")
 @click.option("--set", "assigned", metavar="KEY=VALUE", multiple=True, help="As for the command study.")
 @overriding
@@ -212,8 +255,15 @@ def status(study: str, **given: Any) -> None:
 
     Without overrides of its own it takes those of the last launch.
     """
-    wanted, overrides = Study.read(study), _overrides(given)
+    wanted, overrides = space.read(study), _overrides(given)
     wanted.override(**overrides)
+    if isinstance(wanted, Search):
+        from harness import frames
+
+        trials, _ = frames.trials(wanted.name)
+        counts = trials.groupby(["condition", "state"], sort=False).size().rename("trials").reset_index()
+        _say(frames.text(counts, "table").rstrip("\n"))
+        return
     from harness import driver
 
     _say(driver.status(wanted, overrides, _say))
@@ -240,13 +290,22 @@ def results(study: str, kind: str, by: str, rows: str, output: str | None) -> No
     from harness import frames
 
     with suppress(*() if study.endswith(".toml") else (InputError,)):  # one whose file is gone may still be in the store
-        study = Study.read(study).name
-    frame = frames.summary(study, names) if rows == "summary" else getattr(frames, rows)(study)
+        study = space.read(study).name
+    if rows == "summary" and not names and frames.is_search(study):
+        rows = "trials"
+    commands: dict[str, str] = {}
+    if rows == "trials":
+        frame, commands = frames.trials(study)
+    else:
+        frame = frames.summary(study, names) if rows == "summary" else getattr(frames, rows)(study)
     outlines = {"summary": frames.outline, "compare": frames.verdicts}
     if rows in outlines and kind in ("table", "markdown"):
         frame = outlines[rows](frame)
     if output is None:
         _say(frames.text(frame, kind).rstrip("\n"))
+        if kind == "table":
+            for row, command in commands.items():
+                _say(f"{row}: {command}")
         return
     try:
         content = frame.to_parquet() if kind == "parquet" else frames.text(frame, kind).encode()
@@ -348,6 +407,29 @@ def conclusions(sentences: Sequence[str]) -> list[str]:
     """The first conclusions, a line each; the page has all."""
     more = [f"... and {len(sentences) - MOST_LINES} more in the report"] if len(sentences) > MOST_LINES else []
     return [*sentences[:MOST_LINES], *more]
+
+
+def found(result: SearchResult) -> str:
+    """What a person wants to know at the end of a search."""
+    from harness import frames
+
+    lines = [""]
+    for row, trial in result.best.items():
+        setting = "  ".join(f"{name}={short(value)}" for name, value in trial.setting.items())
+        lines.append(f"best     {f'{row}: ' if result.search.study.factors else ''}{trial.name}  {setting}")
+        lines.append(f"         {result.search.command(trial.condition, trial.setting)}")
+    lines += [f"edge     {line}; the space may be too small" for line in result.warnings]
+    lines += [f"failed   {name}: {why}; the same command tries again" for name, why in result.failed.items()]
+    if result.final is not None:
+        lines += ["", frames.text(frames.outline(result.final.table), "table").rstrip("\n"), ""]
+        lines.append(f"compare  {result.final.study.name}, on fresh seeds: harness results {result.final.study.name}")
+    done = sum(trial.state not in ("asked", "failed") for trial in result.trials)
+    lines += [
+        f"done     {done} trials, {result.trained} runs now, in {result.seconds:.0f} s",
+        f"look     mlflow ui --backend-store-uri {result.store}",
+        f"         {result.chart}",
+    ]
+    return "\n".join(lines)
 
 
 def verdict(result: StudyResult) -> str:

@@ -8,7 +8,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,21 +111,48 @@ def run_study(
         if launcher:
             held.enter_context(store.open(launcher).alone())  # so that others see that it has a process
             store.open(launcher).check_unused()
-        with in_one_line(store.uri), alone(store, study.name, say):
-            launch = Launch(store, study, plans, say, watch)
-            with launch.reported(overrides):
-                works = launch.schedule(max(hands.workers, 1), share, probe, models)
-                if works and hands.workers:
-                    say("workers  start; the first results take some seconds")
-                with closing(hands.trained(works, launch.heard)) as trained:
-                    for work, came in trained:
-                        launch.ended(work, came)
-                        if fail_fast and launch.failed:
-                            break
-                if not (fail_fast and launch.failed):
-                    launch.copy()
-                launch.leave()
-                return launch.result(time.monotonic() - began, launcher)
+        with in_one_line(store.uri):
+            came = driven(
+                store, study, plans, hands, say, watch,
+                share=share, fail_fast=fail_fast, models=models, probe=probe, overrides=overrides,
+            )  # fmt: skip
+        if launcher:
+            store.update(launcher, name=f"study-{study.name}")
+            store.open(launcher).tags({"mlflow.note.content": f"Its runs: [{study.name}]({came.chart})"})
+        return replace(came, seconds=time.monotonic() - began)
+
+
+def driven(
+    store: Store,
+    study: Study,
+    plans: Sequence[Plan],
+    hands: engine.Engine,
+    say: Say,
+    watch: Watch,
+    *,
+    share: bool = False,
+    fail_fast: bool = False,
+    models: bool = False,
+    probe: bool = True,
+    overrides: Mapping[str, Any] = {},
+) -> StudyResult:
+    """Launch a study whose cells are planned, in an open store and with whoever trains."""
+    began = time.monotonic()
+    with alone(store, study.name, say):
+        launch = Launch(store, study, plans, say, watch)
+        with launch.reported(overrides):
+            works = launch.schedule(max(hands.workers, 1), share, probe, models)
+            if works and hands.workers:
+                say("workers  start; the first results take some seconds")
+            with closing(hands.trained(works, launch.heard)) as trained:
+                for work, came in trained:
+                    launch.ended(work, came)
+                    if fail_fast and launch.failed:
+                        break
+            if not (fail_fast and launch.failed):
+                launch.copy()
+            launch.leave()
+            return launch.result(time.monotonic() - began)
 
 
 def preview(study: Study, workers: int | None, scheduler: str | None, share: bool, say: Say) -> str:
@@ -338,16 +365,13 @@ class Launch:
         self.say(f"{done:>{len(str(of))}}/{of}  {name:<{width}}  {text}{left}")
         self.watch(self.progress)
 
-    def result(self, seconds: float, launcher: str | None) -> StudyResult:
+    def result(self, seconds: float) -> StudyResult:
         """Write the report and end its run."""
         came = report.write(self.study.name)
         self.report.finish("FAILED" if self.failed or not came.agree else "FINISHED")
         for lost in came.lost:
             self.say(f"lost     {lost}")
         link = self._charted()
-        if launcher:
-            self.store.update(launcher, name=f"study-{self.study.name}")
-            self.store.open(launcher).tags({"mlflow.note.content": f"Its runs: [{self.study.name}]({link})"})
         return StudyResult(
             study=self.study,
             trained=self.trained,

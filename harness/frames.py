@@ -81,6 +81,35 @@ def last_overrides(store: Store, name: str) -> dict[str, Any]:
     return dict(found[1]["overrides"]) if found else {}
 
 
+def trials(name: str) -> tuple[pd.DataFrame, dict[str, str]]:
+    """A search as last launched: a row per trial, the best first, and for each condition the command of its best setting.
+
+    `value` is the metric on validation, at the epoch after which a pruned trial was given up. Nothing here is of the test set.
+    Raises InputError when the store has seen no search of this name.
+    """
+    store = Store.there()
+    found = _last(store, name) if store else None
+    if found is None or "trials" not in found[1]:
+        raise InputError(f"search {name} was never launched in the store {store_uri()}; launch it: harness search {name}")
+    content = found[1]
+    rows = [{**{k: v for k, v in row.items() if k != "setting"}, **row["setting"]} for row in content["trials"]]
+    frame = pd.DataFrame(rows).astype({"value": float, "epochs": "Int64"})
+    metric = content["search"]["study"]["metric"]
+    rank = frame.state.map({"complete": 0, "pruned": 1}).fillna(2)  # a pruned trial's value is of an earlier epoch
+    signed = frame.value if metric.endswith("_loss") else -frame.value
+    order = pd.DataFrame({"condition": frame.condition, "rank": rank, "value": signed}).sort_values(
+        ["condition", "rank", "value"], kind="stable"
+    )
+    return frame.loc[order.index].reset_index(drop=True), dict(content["best"])
+
+
+def is_search(name: str) -> bool:
+    """Whether what was last launched under this name is a search."""
+    store = Store.there()
+    found = _last(store, name) if store else None
+    return found is not None and "trials" in found[1]
+
+
 def runs(study: str | Study | Launched) -> pd.DataFrame:
     """One row per cell of the study as last launched: state, parameters, final metrics, digests. No cell is left out."""
     return _runs(Launched.last(study))

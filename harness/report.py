@@ -38,23 +38,37 @@ class Report:
 
 
 def begin(store: Store, study: Study, edition: str, cells: Mapping[str, object], overrides: Mapping[str, Any]) -> RunLog:
-    """The report run of a study's edition, found or created, RUNNING: it keeps what is launched, with the digests of cells.
+    """The report run of a study's edition, RUNNING: it keeps what is launched, with the digests of cells."""
+    log = open_run(store, study.name, edition)
+    keep(log, study, cells, overrides)
+    log.tags({"launches": int(log.run.data.tags.get("launches", "0")) + 1})
+    return log
+
+
+def open_run(store: Store, name: str, edition: str) -> RunLog:
+    """The report run of an edition of a study, found or created, RUNNING.
 
     The caller holds the study: a report run that is RUNNING was left so by a driver that was killed.
     """
-    reports = store.runs(study.name, report=study.name)
+    reports = store.runs(name, report=name)
     found = [run for run in reports if run.data.tags.get("edition") == edition]
     for run in reports:
         if run.info.status == "RUNNING":
             store.end(run.info.run_id, "KILLED")
-    tags = {"report": study.name, "edition": edition}
-    log = RunLog(store, found[0]) if found else store.create(study.name, f"{study.name}-report", "harness study", tags)
+    tags = {"report": name, "edition": edition}
+    log = RunLog(store, found[0]) if found else store.create(name, f"{name}-report", "harness study", tags)
     log.forget_error()
     store.update(log.id, status="RUNNING")
-    content = {"study": json.loads(study.json_text()), "overrides": dict(overrides), "cells": cells}
-    log.text(frames.STUDY_FILE, json.dumps(content, indent=2) + "\n")
-    log.tags({"launched": time.time_ns() // 1_000_000, "launches": int(log.run.data.tags.get("launches", "0")) + 1})
     return log
+
+
+def keep(
+    log: RunLog, study: Study, cells: Mapping[str, object], overrides: Mapping[str, Any], more: Mapping[str, object] = {}
+) -> None:
+    """Write down what is launched, in the file that reading back begins with."""
+    content = {"study": json.loads(study.json_text()), "overrides": dict(overrides), "cells": cells, **more}
+    log.text(frames.STUDY_FILE, json.dumps(content, indent=2) + "\n")
+    log.tags({"launched": time.time_ns() // 1_000_000})
 
 
 def write(name: str, launcher: str | None = None) -> Report:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -284,6 +285,12 @@ class Search(BaseModel):
         if not self.study.factors:
             rows = [{"name": "base"}, *rows]
         return self._study(f"{self.name}-best", rows, self.settings.final_seeds, self.study.metric.replace("val", "test"))
+
+    def command(self, row: Variant, setting: Mapping[str, Any]) -> str:
+        """The command that trains a setting of a condition once, with a seed of the comparison at the end."""
+        config = row.config.replace(**setting, seed=self.settings.final_seeds[0])
+        parts = [part for name, text in config.changed().items() for part in ("-P", f"{name}={text}")]
+        return shlex.join(["mlflow", "run", ".", "--env-manager", "local", *parts])
 
     def levels(self, row: Variant) -> dict[str, Any]:
         """What a condition sets."""

@@ -236,6 +236,18 @@ class Study(BaseModel):
             raise InputError(f"study {path} is a search, which `harness search` runs")
         return cls(**values)
 
+    def toml_text(self) -> str:
+        """A study of design list as a file; `Study.parse` reads it back."""
+        values = self.model_dump(mode="json")
+        heads = {key: values[key] for key in ("name", "question", "expect", "design", "seeds", "metric", "matters")}
+        tables = [("", heads), ("[base]", values["base"]), *(("[[variants]]", row) for row in values["variants"])]
+        lines = [
+            line
+            for title, table in tables
+            for line in ("", title, *(f"{key} = {json.dumps(value)}" for key, value in table.items() if value is not None))
+        ]
+        return "\n".join(lines).strip() + "\n"
+
     def json_text(self) -> str:
         """The study as JSON; `Study(**json.loads(text))` reads it back."""
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"

@@ -444,6 +444,11 @@ class RunLog:
         if "error" in self.run.data.tags:
             self.store.client.delete_tag(self.id, "error")
 
+    def points(self, metric: str) -> dict[int, float]:
+        """A metric of the run by its step."""
+        rows = self.store.insist(lambda: self.store.client.get_metric_history(self.id, metric))
+        return {row.step: row.value for row in rows}
+
     def fetch(self, artifact: str, into: str) -> Path:
         """A local copy of one file of the run. Raises InputError when it has no such file."""
         if (root := _local(self.run)) is not None and (root / artifact).is_file():

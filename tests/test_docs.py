@@ -45,10 +45,8 @@ def parsed(arguments: list[str]) -> None:
     values = {name: text for name, text in given.items() if name in FIELDS and text is not None}
     if (given.get("study") or "").endswith(".toml"):
         RunConfig(**values)
-    elif arguments[0] == "search":
-        Search.read(given["study"]).override(seeds=given.get("seeds"), **values)
     elif given.get("study"):
-        Study.read(given["study"]).override(seeds=given.get("seeds"), **values)
+        space.read(given["study"].removesuffix("-best")).override(seeds=given.get("seeds"), **values)
     else:
         RunConfig(**values)
 

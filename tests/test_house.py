@@ -69,7 +69,7 @@ ROWS = (
         "figures",
     ),
     ("plan", "recorder", "launch", "worker", "engine", "stacks", "origin", "page", "report", "driver"),
-    ("verification", "doctor"),
+    ("proposals", "search", "verification", "doctor"),
     ("cli", "__main__"),
 )
 ORDER = [name for row in ROWS for name in row]

@@ -1,0 +1,87 @@
+"""A search as a value: what it refuses, what it asks for, and what it makes of the best setting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import InputError
+from harness.space import Search
+from harness.study import Study
+
+SPACE: dict[str, Any] = {"lr": {"low": 1e-3, "high": 1.0, "log": True}}
+
+
+def asked(search: Mapping[str, Any] = {}, space: dict[str, Any] = SPACE, **study: Any) -> Search:
+    tables = {"name": "x", "question": "Which?", "seeds": [0, 1], "base": {"validation": 0.2}, **study}
+    return Search.of(search={"trials": 4, "final_seeds": [9], **search}, space=space, **tables)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"space": {"lr": {"low": 1.0, "high": 0.1}}}, ["space.lr", "low=1.0", "high=0.1", "low below high"]),
+        ({"space": {"lr": {"low": 0.0, "high": 0.1, "log": True}}}, ["low=0.0", "above 0, for log"]),
+        ({"space": {"lr": {"low": 0.0, "high": 0.1}}}, ["space.lr", "lr=0.0", "above 0"]),
+        ({"space": {"dropout": {"low": 0.0, "high": 1.0}}}, ["dropout=1.0"]),
+        ({"space": {"lrr": {"low": 0.1, "high": 1.0}}}, ["space='lrr'", "nearest: lr"]),
+        ({"space": {"seed": {"choices": [1]}}}, ["space='seed'"]),
+        ({"space": {"act": {"choices": []}}}, ["choices=[]", "at least one"]),
+        ({"space": {"act": {"choices": ["tanhh"]}}}, ["act='tanhh'", "nearest: tanh"]),
+        ({"space": {"act": {"low": 0, "high": 1}}}, ["choices"]),
+        ({"space": {"lr": {"low": 0.1, "high": 1.0, "setp": 0.1}}}, ["key='setp'", "nearest: step"]),
+        ({"space": {"lr": {"low": 0.1, "high": 1.0, "step": 0.4}}}, ["step=0.4", "divides"]),
+        ({"space": {"hidden_dim": {"low": 1.5, "high": 8}}}, ["whole numbers"]),
+        ({"space": {}}, ["no [space.PARAMETER]"]),
+        ({"space": {**SPACE, "dropout": {"low": 0.0, "high": 0.5, "when": {"lr": [1]}}}}, ["when='lr'"]),
+        ({"search": {"trials": 0}}, ["trials=0", "from 1"]),
+        ({"search": {"seconds": 0}}, ["seconds=0", "above 0"]),
+        ({"search": {"direction": "up"}}, ["direction='up'", "minimize, maximize"]),
+        ({"search": {"direction": "maximize"}}, ["direction='maximize'", "minimize"]),
+        ({"search": {"sampler": "tpee"}}, ["sampler='tpee'", "nearest: tpe"]),
+        ({"search": {"sampler": "grid"}}, ["space.lr", "grid takes no range without a step"]),
+        ({"search": {"pruner": "wilcoxon"}}, ["needs 4 seeds", "0.25"]),
+        ({"search": {"final_seeds": [1, 9]}}, ["final_seeds=[1, 9]", "none of them among seeds"]),
+        ({"metric": "final/test_loss"}, ["final/test_loss", "chooses on validation"]),
+        ({"base": {}}, ["validation above 0"]),
+        ({"factors": {"lr": [0.1, 1.0]}}, ["lr is a factor"]),
+        ({"design": "factorial"}, ["a search has no design"]),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_space_that_could_not_be_searched_is_refused_in_one_line(given: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        asked(**given)
+    assert "\n" not in (line := str(caught.value))
+    assert all(word in line for word in words), line
+
+
+def test_base_is_the_first_setting_where_the_space_holds_it() -> None:
+    search = asked()
+    assert search.start(search.study.rows[0]) == {"lr": 0.01}
+    search = asked(base={"validation": 0.2, "lr": 2.0})
+    assert search.start(search.study.rows[0]) is None
+
+
+def test_condition_that_is_not_met_leaves_the_base() -> None:
+    when = {"low": 0.0, "high": 0.1, "when": {"optimizer": ["adam"]}}
+    search = asked(space={**SPACE, "optimizer": {"choices": ["sgd", "adam"]}, "weight_decay": when})
+    row = search.study.rows[0]
+    applies = [search.applies(search.space["weight_decay"], row, {"optimizer": name}) for name in ("sgd", "adam")]
+    assert applies == [False, True]
+
+
+def test_best_at_an_end_is_told_where_there_is_more_beyond_it() -> None:
+    search = asked(space={**SPACE, "dropout": {"low": 0.0, "high": 0.5}})
+    assert search.edges({"lr": 0.03, "dropout": 0.0}) == []
+    assert [line.split()[0] for line in search.edges({"lr": 0.999, "dropout": 0.5})] == ["lr=0.999", "dropout=0.5"]
+
+
+def test_final_study_is_a_file_with_fresh_seeds_and_test_data() -> None:
+    final = asked(factors={"optimizer": ["sgd", "adam"]}).final({"optimizer=adam": {"lr": 0.1}, "optimizer=sgd": {"lr": 1e-05}})
+    assert (final.seeds, final.metric) == ((9,), "final/test_loss")
+    assert [row.config.lr for row in final.rows] == [1e-05, 0.1]
+    assert Study.parse(final.toml_text(), Path("best.toml")) == final
