@@ -318,6 +318,8 @@ class Search(BaseModel):
         values = self.model_dump(mode="json")
         for key in ("question", "expect", "matters"):
             del values["study"][key]
+        for key in ("trials", "seconds", "final_seeds"):  # a larger budget goes on with the same trials
+            del values["settings"][key]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -63,6 +63,8 @@ def test_search_that_stops_anywhere_goes_on_to_the_same_trials(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
     with pytest.raises(KeyboardInterrupt):
         run_search(tiny(), workers=0, say=quiet, watch=stop)
+    few = run_search(tiny(trials=3), workers=0, say=quiet)
+    assert told(few) == told(whole)[:3]
     assert told(run_search(tiny(), workers=0, say=quiet)) == told(whole)
 
     table, commands = frames.trials("tiny")
