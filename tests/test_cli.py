@@ -22,12 +22,6 @@ from mlflow import MlflowClient
 from harness.config import FIELDS, RunConfig
 from harness.errors import InputError
 
-# mlflow 3.17's own: a table mapped with a strategy that sqlalchemy is going to drop, a type hint in one of its classes
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
-]
-
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("--dataset", "mnist_5k", "--epochs", "2", "--max-batches", "3", "--hidden-dim", "6")
 DATA = ("--dataset", "mnist_5k")

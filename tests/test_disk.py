@@ -22,12 +22,6 @@ from harness.launch import RunResult, resume
 from harness.results import EpochRecord
 from harness.tracking import Store
 
-# mlflow 3.17's own: a table mapped with a strategy that sqlalchemy is going to drop, a type hint in one of its classes
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
-]
-
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = RunConfig(
     dataset="mnist_5k", epochs=5, max_batches=8, hidden_dim=64, optimizer="adam", lr=0.001, norm="batchnorm", dropout=0.3

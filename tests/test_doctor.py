@@ -24,12 +24,6 @@ from harness.data import DATASETS, files
 from harness.doctor import Finding, examine
 from harness.tracking import Store
 
-# mlflow 3.17's own: a table mapped with a strategy that sqlalchemy is going to drop, a type hint in one of its classes
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
-]
-
 ROOT = Path(__file__).resolve().parent.parent
 MLFLOW = Path(sys.executable).parent / "mlflow"
 SMALL = ("--dataset", "mnist_5k", "--max-batches", "5", "--hidden-dim", "8", "--no-health")

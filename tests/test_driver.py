@@ -32,12 +32,6 @@ from harness.plan import prepare, prepare_all
 from harness.study import Study
 from harness.tracking import RunLog, Store, store_uri
 
-# mlflow 3.17's own: a table mapped with a strategy that sqlalchemy is going to drop, a type hint in one of its classes
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
-]
-
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"dataset": "mnist_5k", "epochs": 2, "max_batches": 4, "hidden_dim": 8}
 DIGESTS = ("state_digest", "history_digest")

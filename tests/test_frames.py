@@ -30,12 +30,6 @@ from harness.errors import InputError
 from harness.results import EpochRecord, history_csv
 from harness.study import METRICS, Study
 
-# mlflow 3.17's own: a table mapped with a strategy that sqlalchemy is going to drop, a type hint in one of its classes
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
-]
-
 ROOT = Path(__file__).resolve().parent.parent
 BASE = {"dataset": "mnist_5k", "epochs": 2, "max_batches": 4, "hidden_dim": 8}
 STUDY = Study(

@@ -29,12 +29,6 @@ import harness
 from harness.study import Study
 from harness.tracking import Store
 
-# mlflow 3.17's own: a table mapped with a strategy that sqlalchemy is going to drop, a type hint in one of its classes
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
-]
-
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = Study(
     name="small",

@@ -33,12 +33,6 @@ from harness.results import EpochRecord, history_digest
 from harness.sources import code_digest
 from harness.training import subsets
 
-# mlflow 3.17's own: a table mapped with a strategy that sqlalchemy is going to drop, a type hint in one of its classes
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
-]
-
 ROOT = Path(__file__).resolve().parent.parent
 ASKED = RunConfig(
     dataset="mnist_5k", epochs=3, dropout=0.2, norm="batchnorm", act="relu", init="kaiming", validation=0.1, hidden_dim=24

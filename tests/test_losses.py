@@ -21,12 +21,6 @@ from harness.results import history_digest
 from harness.study import Study
 from harness.training import Stack, exact_arithmetic, train
 
-# mlflow 3.17's own: a table mapped with a strategy that sqlalchemy is going to drop, a type hint in one of its classes
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
-]
-
 EPOCHS = 4
 TANH = {"act": "tanh", "init": "normal"}  # its gradients are at most 1: weights grow to lr and stay
 LINEAR = {"act": "identity", "init": "kaiming"}  # its weights feed on each other: the larger the lr, the sooner

@@ -30,12 +30,6 @@ from harness.journal import Entry, Journal
 from harness.outage import IMPATIENT, is_outage
 from harness.tracking import RunLog, Store, told
 
-# mlflow 3.17's own: a table mapped with a strategy that sqlalchemy is going to drop, a type hint in one of its classes
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
-]
-
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 30  # of a third of a second and more
 LONGEST = 30  # seconds from one epoch to the next, whatever the store does

@@ -13,7 +13,6 @@ from harness import RunConfig
 from harness.errors import InputError
 from harness.profiling import OneEpoch
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")  # mlflow 3.17's own
 CONFIG = RunConfig(dataset="mnist_5k", epochs=2, max_batches=7, optimizer="adam")
 
 

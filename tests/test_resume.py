@@ -33,12 +33,6 @@ from harness.recorder import Recorder
 from harness.results import EpochRecord
 from harness.tracking import Store
 
-# mlflow 3.17's own: a table mapped with a strategy that sqlalchemy is going to drop, a type hint in one of its classes
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
-]
-
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 16
 KILLS = int(os.environ.get("HARNESS_KILLS", "10"))  # of single runs; 200 take ten minutes

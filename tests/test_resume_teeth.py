@@ -26,12 +26,6 @@ from harness.results import EpochRecord
 from harness.study import Study
 from harness.training import Stack
 
-# mlflow 3.17's own: a table mapped with a strategy that sqlalchemy is going to drop, a type hint in one of its classes
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
-]
-
 EPOCHS, STOP = 4, 2
 BASE: dict[str, Any] = {
     "dataset": "mnist_5k",

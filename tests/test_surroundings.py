@@ -18,12 +18,6 @@ import pytest
 import harness
 from harness.config import RunConfig
 
-# mlflow 3.17's own: a table mapped with a strategy that sqlalchemy is going to drop, a type hint in one of its classes
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
-]
-
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = RunConfig(
     dataset="mnist_5k", epochs=2, max_batches=4, hidden_dim=16, optimizer="adam", lr=0.001, norm="batchnorm", dropout=0.2
