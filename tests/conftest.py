@@ -1,4 +1,4 @@
-"""What the tests share: an empty folder for data, a browser, and Hypothesis without clock or memory."""
+"""What the tests share: empty folders and stores, a browser, and Hypothesis without clock or memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from mlflow import MlflowClient
 from playwright.sync_api import Browser, Page, sync_playwright
+
+from harness.tracking import Store
 
 # no sandbox, since root has none; nothing that asks the network of its own accord
 CHROMIUM = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update")
@@ -23,6 +26,32 @@ def data_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a sqlite store without runs, to be copied: to make one takes seconds."""
+    folder = tmp_path_factory.mktemp("empty")
+    Store(f"sqlite:///{folder}/mlflow.db")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Path]:
+    """A folder with the store that this process means, which is also the working directory."""
+    folder = tmp_path_factory.mktemp("place")
+    shutil.copy(empty_store, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.delenv("MLFLOW_RUN_ID", raising=False)
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def client(place: Path) -> MlflowClient:
+    """Of the store in `place`."""
+    return MlflowClient(f"sqlite:///{place}/mlflow.db")
 
 
 @pytest.fixture(scope="module")

@@ -76,25 +76,9 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a store of its own, which is also the working directory."""
-    folder = tmp_path_factory.mktemp("disk")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.delenv("MLFLOW_RUN_ID", raising=False)
-        patch.chdir(folder)
-        yield folder
-
-
-@pytest.fixture(scope="module")
 def whole(place: Path) -> RunResult:
     """The run to which nothing happened."""
     return harness.train(CONFIG, say=lambda line: None)
-
-
-@pytest.fixture(scope="module")
-def client(place: Path, whole: RunResult) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{place}/mlflow.db")
 
 
 @pytest.fixture

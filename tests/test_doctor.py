@@ -60,20 +60,12 @@ def doctor(folder: Path, *arguments: str, **env: str) -> tuple[int, list[Finding
     return done.returncode, [Finding(match[2], match[1], match[3]) for match in found if match]  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without runs; to make one takes seconds."""
-    folder = tmp_path_factory.mktemp("empty")
-    Store(f"sqlite:///{folder}/mlflow.db")
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
-def place(tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a store, which this process means too."""
     folder = tmp_path / "place"
     folder.mkdir()
-    shutil.copy(empty, folder)
+    shutil.copy(empty_store, folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     return folder

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -48,25 +48,9 @@ def launch(study: Study, **options: Any) -> StudyResult:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a store of its own, which is also the working directory; each test has a study of its own in it."""
-    folder = tmp_path_factory.mktemp("driver")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.delenv("MLFLOW_RUN_ID", raising=False)
-        patch.chdir(folder)
-        yield folder
-
-
-@pytest.fixture(scope="module")
 def whole(place: Path) -> StudyResult:
     """Six cells that nobody interrupted."""
     return launch(ofat("whole", (0, 1), act=["tanh", "relu"], norm=["layernorm"]), probe=True)
-
-
-@pytest.fixture(scope="module")
-def client(whole: StudyResult) -> MlflowClient:
-    return MlflowClient(whole.store)
 
 
 def found(client: MlflowClient, study: str) -> list[Run]:

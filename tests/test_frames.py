@@ -58,20 +58,12 @@ def cell(name: str) -> tuple[str, int]:
     return variant, int(seed)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a store; the working directory is another, empty one."""
-    folder, elsewhere = tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("elsewhere")
+@pytest.fixture(scope="module", autouse=True)
+def _elsewhere(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The working directory is another one than the store's, and empty."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.delenv("MLFLOW_RUN_ID", raising=False)
-        patch.chdir(elsewhere)
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def client(place: Path) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{place}/mlflow.db")
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        yield
 
 
 def cells(client: MlflowClient) -> dict[str, Run]:

@@ -27,7 +27,6 @@ from mlflow.entities import Run
 
 import harness
 from harness.study import Study
-from harness.tracking import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = Study(
@@ -199,19 +198,11 @@ def drivers() -> Iterator[list[Driver]]:
         driver.gone()
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without runs; to make one takes seconds."""
-    folder = tmp_path_factory.mktemp("empty")
-    Store(f"sqlite:///{folder}/mlflow.db")
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
-def place(tmp_path: Path, empty: Path) -> Place:
+def place(tmp_path: Path, empty_store: Path) -> Place:
     """A place where the store is made already."""
     found = Place(tmp_path / "study")
-    shutil.copy(empty, found.folder)
+    shutil.copy(empty_store, found.folder)
     return found
 
 

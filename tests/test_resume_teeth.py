@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -45,16 +45,6 @@ MOMENTS = {moment for rule in OPTIMIZERS.values() for moment in rule.moments}
 ALONE = ("weights", "start curves", "that it diverged", "probe")  # cases with a run of their own
 Patch = pytest.MonkeyPatch
 Outcome = dict[str, object]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("teeth")
-    with Patch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.delenv("MLFLOW_RUN_ID", raising=False)
-        patch.chdir(folder)
-        yield folder
 
 
 def study_of(name: str, base: Mapping[str, Any]) -> Study:
