@@ -63,15 +63,13 @@ def _few_seeds(blocks: Blocks, contrasts: pd.DataFrame) -> Iterator[str]:
     smallest = 2 / 2**n
     if n < FEWEST_FLIPS:
         yield f"With {n} seeds no exact paired test can reach {ALPHA:g}: the smallest possible p is {smallest:.3g}."
-        yield (
-            f"Intervals and verdicts suppose that differences between seeds are about normal, which {n} seeds can neither "
-            "show nor refute."
-        )
     elif smallest * k > ALPHA:
         yield (
             f"With {n} seeds and {k} contrasts no exact paired test can reach {ALPHA:g} once corrected for the family: the "
             f"smallest possible p is {min(1, smallest * k):.3g}."
         )
+    doubt = f", which {n} seeds can neither show nor refute" if n < FEWEST_FLIPS else ""
+    yield f"Intervals and verdicts suppose that differences between seeds are about normal{doubt}."
 
 
 def _without_numbers(blocks: Blocks) -> Iterator[str]:
