@@ -21,6 +21,7 @@ from harness import nursery, space, version
 from harness.config import CHOICES, FIELDS, RunConfig, allowed
 from harness.errors import HarnessError, InputError, WriteError, refusal, short
 from harness.numerics import NUMERICS, choose, current
+from harness.sequential import MOST_SEEDS, looks
 from harness.space import Search
 from harness.study import Study
 
@@ -161,6 +162,8 @@ def train(resume: str | None, no_health: bool, profile: str | None, numerics: st
 @click.option("--scheduler", metavar="ADDRESS", help="Train on this Dask cluster, tcp://host:8786, instead.")
 @click.option("--share", is_flag=True, help="Train cells of equal configs once, and copy the run.")
 @click.option("--fail-fast", is_flag=True, help="Stop at the first cell that fails.")
+@click.option("--until-decided", is_flag=True, help="Add seeds to all variants until each contrast has a verdict.")
+@click.option("--max-seeds", metavar="N", help="How many seeds that may take at most.  [30]")
 @click.option("--log-models", is_flag=True, help="Log every trained network as an MLflow model too.")
 @click.option("--no-health", is_flag=True, help="Do not probe the hidden layers; losses and weights are the same.")
 @arithmetic
@@ -176,6 +179,11 @@ def study(study: str, dry_run: bool, workers: str, scheduler: str | None, numeri
         raise InputError(refusal("workers", workers, "a whole number from 0, or auto: one a core"))
     overrides = _overrides(given)
     wanted = Study.read(study).override(**overrides)
+    if (most := given["max_seeds"]) is not None and not given["until_decided"]:
+        raise InputError("--max-seeds goes with --until-decided; for a fixed number say --seeds 0..9")
+    if most is not None and not (most.isascii() and most.isdigit()):
+        raise InputError(refusal("max_seeds", most, "a whole number"))
+    planned = looks(wanted, int(most or MOST_SEEDS)) if given["until_decided"] else [len(wanted.seeds)]
     launcher = None if dry_run else os.environ.pop("MLFLOW_RUN_ID", None)
     if workers != "0" and not dry_run and scheduler is None:
         nursery.begin()  # it imports while this process does
@@ -184,21 +192,32 @@ def study(study: str, dry_run: bool, workers: str, scheduler: str | None, numeri
     if dry_run:
         processes = None if workers == "auto" else int(workers)
         _say(driver.preview(wanted, processes, scheduler, given["share"], _say))
+        if given["until_decided"]:
+            _say(f"then, until all contrasts are decided, {', '.join(map(str, planned[1:]))} seeds")
         return
-    with StudyLines() as lines:
-        result = driver.run_study(
-            wanted,
+
+    def launch(grown: Study, planned: int, launcher: str | None) -> StudyResult:
+        seeds = {"seeds": ",".join(map(str, grown.seeds))} if given["until_decided"] else {}
+        return driver.run_study(
+            grown,
             workers=None if workers == "auto" else int(workers),
             scheduler=scheduler,
             share=given["share"],
             fail_fast=given["fail_fast"],
             models=given["log_models"],
             probe=not given["no_health"],
-            overrides=overrides,
+            overrides={**overrides, **seeds},
+            looks=planned,
             launcher=launcher,
             say=lines.say,
             watch=lines,
         )
+
+    with StudyLines() as lines:
+        if given["until_decided"]:
+            result = driver.until_decided(wanted, planned, partial(launch, launcher=launcher), lines.say)
+        else:
+            result = launch(wanted, 1, launcher)
     _say(verdict(result))
     if result.failed or not result.agree:
         sys.exit(FAILED)

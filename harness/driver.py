@@ -21,6 +21,7 @@ from harness.errors import InputError, TakenOver
 from harness.plan import Plan, prepare_all
 from harness.recorder import RunResult, fail
 from harness.results import EpochRecord
+from harness.sequential import grown
 from harness.stacks import makespan, pack
 from harness.study import Study
 from harness.survey import DIGESTS, STATES, Standing, survey
@@ -86,6 +87,7 @@ def run_study(
     models: bool = False,
     probe: bool = True,
     overrides: Mapping[str, Any] = {},
+    looks: int = 1,
     launcher: str | None = None,
     say: Say = print,
     watch: Watch = lambda progress: None,
@@ -95,7 +97,8 @@ def run_study(
     `workers` processes train (as many as cores; 0: this process), or those of a Dask `scheduler`. `share` trains cells of
     equal configs once and copies the run. `models` logs every network as an MLflow model too. A cell that fails does not
     stop the others, unless `fail_fast`. `overrides` are those that made the study out of its file, for `status` to take
-    them up; `launcher` is a run that `mlflow run` has begun, to be told where to look.
+    them up; `looks` is how many looks at growing data are planned (`until_decided`); `launcher` is a run that `mlflow run` has
+    begun, to be told where to look.
 
     Raises InputError before anything is written. An interrupt marks what is unfinished KILLED; its checkpoints stay.
     """
@@ -114,7 +117,7 @@ def run_study(
         with in_one_line(store.uri):
             came = driven(
                 store, study, plans, hands, say, watch,
-                share=share, fail_fast=fail_fast, models=models, probe=probe, overrides=overrides,
+                share=share, fail_fast=fail_fast, models=models, probe=probe, overrides=overrides, looks=looks,
             )  # fmt: skip
         if launcher:
             store.update(launcher, name=f"study-{study.name}")
@@ -135,12 +138,13 @@ def driven(
     models: bool = False,
     probe: bool = True,
     overrides: Mapping[str, Any] = {},
+    looks: int = 1,
 ) -> StudyResult:
     """Launch a study whose cells are planned, in an open store and with whoever trains."""
     began = time.monotonic()
     with alone(store, study.name, say):
         launch = Launch(store, study, plans, say, watch)
-        with launch.reported(overrides):
+        with launch.reported(overrides, looks):
             works = launch.schedule(max(hands.workers, 1), share, probe, models)
             if works and hands.workers:
                 say("workers  start; the first results take some seconds")
@@ -153,6 +157,28 @@ def driven(
                 launch.copy()
             launch.leave()
             return launch.result(time.monotonic() - began)
+
+
+def until_decided(study: Study, looks: Sequence[int], launch: Callable[[Study, int], StudyResult], say: Say) -> StudyResult:
+    """Launch a study with as many seeds as its first look has, then with those of the next, until nothing is left to decide.
+
+    How many looks there may be is fixed before the first, and the intervals of each are as wide as all of them together need
+    (Bonferroni), so that to look again makes no false verdict likelier than to look once. All variants get the new seeds:
+    contrasts stay paired. Started again it takes the same looks, and trains what the store does not have. It stops too where
+    a run failed, and where only contrasts are open that no seed decides, because a run of theirs diverged.
+
+    `launch` trains a study of which so many looks are planned.
+    """
+    for number, seeds in enumerate(looks, 1):
+        result = launch(grown(study, seeds), len(looks))
+        contrasts, table = frames.compare(study.name), result.table.set_index("variant")
+        broken = table.index[table.diverged > 0]
+        undecided = contrasts[contrasts.verdict == "undecided"]
+        left = undecided[~undecided.variant.isin(broken) & ~undecided.reference.isin(broken)]
+        say(f"look     {number} of {len(looks)}, {seeds} seeds: {len(undecided)} of {len(contrasts)} contrasts are undecided")
+        if left.empty or result.failed:
+            break
+    return result
 
 
 def preview(study: Study, workers: int | None, scheduler: str | None, share: bool, say: Say) -> str:
@@ -221,10 +247,10 @@ class Launch:
         self.trained = 0
 
     @contextmanager
-    def reported(self, overrides: Mapping[str, Any]) -> Iterator[None]:
+    def reported(self, overrides: Mapping[str, Any], looks: int) -> Iterator[None]:
         """The report run around a launch; an interrupt leaves no run RUNNING that is not trained."""
         digests = {name: {key: str(plan.tags[key]) for key in (*DIGESTS, "dataset")} for name, plan in self.plans.items()}
-        self.report = report.begin(self.store, self.study, self.edition, digests, overrides)
+        self.report = report.begin(self.store, self.study, self.edition, digests, overrides, looks)
         try:
             yield
         except BaseException as error:

@@ -40,6 +40,7 @@ class Launched:
     standings: Sequence[Standing]
     store: Store
     report: RunLog  # the run that keeps it
+    looks: int  # at how many sizes of it conclusions are drawn: its intervals hold for all of them together
 
     @classmethod
     def last(cls, study: str | Study | Launched) -> Launched:
@@ -59,7 +60,8 @@ class Launched:
                 f"study {name} was last launched with other seeds, variants or values; launch this one, or ask by name"
             )
         wanted = [(cell, content["cells"][cell.name]) for cell in launched.cells]
-        return cls(launched, content["cells"], survey(wanted, store.runs(name, study=name), store.held), store, report)
+        standings = survey(wanted, store.runs(name, study=name), store.held)
+        return cls(launched, content["cells"], standings, store, report, content.get("looks", 1))
 
 
 def _last(store: Store, name: str) -> tuple[RunLog, Any] | None:
@@ -168,7 +170,7 @@ def compare(study: str | Study) -> pd.DataFrame:
     from harness.contrasts import compared  # statsmodels takes half a second
 
     launched = Launched.last(study)
-    frame = compared(Blocks.of(launched.study, _runs(launched)))
+    frame = compared(Blocks.of(launched.study, _runs(launched)), launched.looks)
     return frame.assign(run_ids=frame.run_ids.map(" ".join))
 
 

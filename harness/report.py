@@ -37,10 +37,12 @@ class Report:
     lost: Sequence[str] = ()  # figures that could not be drawn, and why
 
 
-def begin(store: Store, study: Study, edition: str, cells: Mapping[str, object], overrides: Mapping[str, Any]) -> RunLog:
-    """The report run of a study's edition, RUNNING: it keeps what is launched, with the digests of cells."""
+def begin(
+    store: Store, study: Study, edition: str, cells: Mapping[str, object], overrides: Mapping[str, Any], looks: int
+) -> RunLog:
+    """The report run of a study's edition, RUNNING: it keeps what is launched, with the digests of cells, for how many looks."""
     log = open_run(store, study.name, edition)
-    keep(log, study, cells, overrides)
+    keep(log, study, cells, overrides, {"looks": looks})
     log.tags({"launches": int(log.run.data.tags.get("launches", "0")) + 1})
     return log
 
@@ -85,7 +87,7 @@ def write(name: str, launcher: str | None = None) -> Report:
     launched = Launched.last(name)
     runs, history, log = frames.runs(launched), frames.history(launched), launched.report
     table, (copies, agree) = frames.summary(launched), compared(runs)
-    analysis = analyse(launched.study, runs, history)
+    analysis = analyse(launched.study, runs, history, looks=launched.looks)
     lost: list[str] = []
     drawings = figures.drawings(analysis, lambda figure, error: lost.append(f"{figure}: {type(error).__name__}: {error}"))
     page = Page.of(

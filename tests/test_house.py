@@ -26,6 +26,7 @@ ROWS = (
         "results",
         "sources",
         "study",
+        "sequential",
         "space",
         "pruning",
         "survey",
