@@ -14,6 +14,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from harness.analysis import Analysis
+from harness.contrasts import MOST_SEEDS
 from harness.figures import Drawing
 from harness.frames import each
 from harness.study import Study
@@ -90,12 +91,11 @@ def _variants(analysis: Analysis) -> Table:
         gone = ", ".join(f"{count} {what}" for what in ("diverged", "failed", "missing") if (count := getattr(row, what)))
         values = [number(row.mean), _interval(row.low, row.high), _interval(row.min, row.max)]
         against = contrasts.get(row.variant)
-        compared = ["", "", "", ""]
+        verdict, compared = "", ["", "", ""]
         if against is not None:
-            more = "" if math.isnan(against.more_seeds) else f" (about {against.more_seeds:.0f} more seeds)"
-            between = _interval(against.low, against.high)
-            compared = [str(against.n), number(against.difference, sign=True), between, f"{against.verdict}{more}"]
-        rows.append([f"{name}{also}", f"{row.n}{f' ({gone})' if gone else ''}", *values, *compared])
+            verdict = f"{against.verdict}{_more(against.more_seeds)}"
+            compared = [str(against.n), number(against.difference, sign=True), _interval(against.low, against.high)]
+        rows.append([f"{name}{also}", verdict, f"{row.n}{f' ({gone})' if gone else ''}", *values, *compared])
         runs.append(tuple(row.run_ids))
     metric, level = analysis.study.metric, analysis.contrasts.level.iloc[0] if len(analysis.contrasts) else math.nan
     note = f"{metric}: mean over n finished runs, its 95% t interval, lowest and highest."
@@ -104,8 +104,16 @@ def _variants(analysis: Analysis) -> Table:
             f" Difference to {analysis.study.reference}, paired by seed over that many seeds, with its interval at "
             f"{100 * level:.4g}%, so that all hold together with 95%; the verdict is the interval's."
         )
-    heads = ("variant", "n", "mean", "95% interval", "range", "pairs", "difference", "interval", "verdict")
+    heads = ("variant", "verdict", "n", "mean", "95% interval", "range", "pairs", "difference", "interval")
     return Table("Variants", note, heads, rows, runs)
+
+
+def _more(seeds: float) -> str:
+    """How many seeds more would decide a contrast, where that can be said."""
+    if math.isnan(seeds):
+        return ""
+    count = f"over {MOST_SEEDS}" if seeds >= MOST_SEEDS else f"about {seeds:.0f}"
+    return f" ({count} more seed{'s' * (seeds != 1)})"
 
 
 def _stability(analysis: Analysis) -> Table:

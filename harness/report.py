@@ -40,7 +40,7 @@ class Report:
 def begin(
     store: Store, study: Study, edition: str, cells: Mapping[str, object], overrides: Mapping[str, Any], looks: int
 ) -> RunLog:
-    """The report run of a study's edition, RUNNING: it keeps what is launched, with the digests of cells, for how many looks."""
+    """The report run of a study's edition, RUNNING: it keeps what is launched, the digests of cells, how many looks."""
     log = open_run(store, study.name, edition)
     keep(log, study, cells, overrides, {"looks": looks})
     log.tags({"launches": int(log.run.data.tags.get("launches", "0")) + 1})
