@@ -161,3 +161,12 @@ def test_report_run_shows_question_and_table(site: Site, page: Page) -> None:
     page.goto(site.page("looks-report", "/artifacts/summary.csv"))
     expect(page.get_by_text("test_loss_mean")).to_be_visible()
     expect(page.get_by_text("norm=layernorm", exact=True)).to_be_visible()
+
+
+def test_report_is_a_page_in_the_artifact_viewer(site: Site, page: Page) -> None:
+    page.goto(site.page("looks-report", "/artifacts/report.html"))
+    report = page.frame_locator("iframe")
+    expect(report.get_by_role("heading", name="looks", exact=True)).to_be_visible()
+    expect(report.get_by_text("Does a norm help?")).to_be_visible()
+    image = report.get_by_role("img").first
+    assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 500
