@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from scipy.special import ndtr
@@ -11,6 +12,7 @@ from scipy.special import ndtr
 from harness.intervals import Numbers
 
 NODES = 256  # of a quadrature, in each direction
+legendre = cache(np.polynomial.legendre.leggauss)  # an eigenproblem, slower than all that is done with its answer
 
 
 def dunnett(statistics: Numbers, correlation: Numbers, df: int) -> list[float]:
@@ -41,7 +43,7 @@ def _equicorrelated(size: float, k: int, df: int) -> float:
     """
     from scipy.stats import chi
 
-    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+    nodes, weights = legendre(NODES)
     ends = chi.ppf([1e-14, 1 - 1e-14], df)
     radii = ends[0] + (nodes + 1) / 2 * (ends[1] - ends[0])
     of_radius = weights * chi.pdf(radii, df) * (ends[1] - ends[0]) / 2
@@ -57,9 +59,10 @@ def holm(p: Sequence[float]) -> Numbers:
 
     Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
     """
-    from statsmodels.stats.multitest import multipletests
-
     values = np.asarray(p, dtype=float)
     known = np.where(np.isnan(values), 1.0, values)
-    adjusted = multipletests(known, method="holm")[1] if len(values) else known
+    order = np.argsort(known)
+    steps = np.maximum.accumulate(known[order] * np.arange(len(known), 0, -1))  # the smallest times k, the next times k - 1
+    adjusted = np.empty_like(known)
+    adjusted[order] = np.minimum(steps, 1.0)
     return np.where(np.isnan(values), math.nan, adjusted)
