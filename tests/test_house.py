@@ -83,6 +83,8 @@ ALONE = {
     "click": {"cli"},
     "rich": {"cli"},
     "distributed": {"engine"},
+    "optuna": {"proposals"},
+    "statsmodels": {"families", "variance"},
 }
 
 

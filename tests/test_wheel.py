@@ -34,12 +34,22 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("study", sorted(path.stem for path in (ROOT / "experiments").glob("*.toml")))
+@pytest.mark.parametrize(
+    "study",
+    sorted(path.stem for path in (ROOT / "experiments").glob("*.toml") if "[search]" not in path.read_text(encoding="utf-8")),
+)
 def test_study_of_an_installed_wheel_is_found_from_any_folder(study: str, installed: Path, tmp_path: Path) -> None:
     command = (sys.executable, "-m", "harness", "study", study, "--dry-run", "--dataset", "mnist_5k", "--seeds", "0")
     out = run(*command, cwd=tmp_path, PYTHONPATH=str(installed))
     assert "cells to train" in out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_has_the_searches_and_the_templates_of_reports(installed: Path, tmp_path: Path) -> None:
+    read = "from harness.space import Search; print(Search.read('tuning').name)"
+    assert run(sys.executable, "-c", read, cwd=tmp_path, PYTHONPATH=str(installed)) == "tuning\n"
+    assert {path.name for path in (installed / "harness" / "templates").iterdir()} == {"report.html", "report.md"}
 
 
 @pytest.mark.slow
