@@ -24,6 +24,7 @@ from harness.intervals import half_width, rate_interval, std_interval, t_interva
 from harness.separation import spearman
 from harness.stability import drawdown, fluctuation, median
 from harness.study import Study
+from harness.variance import Omnibus
 
 BASE = {"dataset": "mnist_5k"}
 LISTED = ["base", "wide", "deep"]
@@ -124,6 +125,18 @@ def test_blocked_model_of_a_balanced_table_is_as_by_hand() -> None:
     assert (wide.model_difference, wide.model_low, wide.model_high) == pytest.approx((-1, -1 - half, -1 + half))
 
 
+def test_omnibus_is_the_share_of_all_orders_within_seeds() -> None:
+    """One seed spreads more than the others, so that to exchange values between seeds would be another test."""
+    numbers = {"base": [1.0, 2.0, 4.0, 5.0], "wide": [1.5, 2.6, 4.4, 9.0], "deep": [2.0, 2.9, 5.1, 7.0]}
+    table = np.array(list(numbers.values())).T
+    orders = itertools.product(*(itertools.permutations(row) for row in table))
+    between = np.array([np.var(np.mean(order, axis=0)) for order in orders])
+    exact = (between >= np.var(table.mean(0)) * (1 - 1e-12)).mean()
+    found = Omnibus.test(Blocks.of(listed(), runs_of(listed(), numbers)))
+    assert found is not None
+    assert found.p == pytest.approx(exact, abs=4 * math.sqrt(exact / found.permutations))
+
+
 def test_variants_are_described_as_scipy_does() -> None:
     found = row(analysed().variants, "deep")
     values = NUMBERS["deep"]
@@ -206,6 +219,13 @@ def test_intervals_are_scipy_s() -> None:
     assert rate_interval(0, 3) == (0, pytest.approx(1 - 0.025 ** (1 / 3)))
     assert rate_interval(0, 0) == (0, 1)
     assert std_interval(2.0, 10) == pytest.approx([math.sqrt(9 * 4 / stats.chi2.ppf(p, 9)) for p in (0.975, 0.025)])
+
+
+def test_paired_p_is_scipy_s_and_corrected_for_every_contrast() -> None:
+    found = analysed().contrasts.set_index("variant").loc[["wide", "deep"]]
+    p = [stats.ttest_rel(NUMBERS[name], NUMBERS["base"]).pvalue for name in found.index]
+    assert found.p_paired.to_list() == pytest.approx(p)
+    assert found.p_holm.to_list() == pytest.approx(multipletests(p, method="holm")[1])
 
 
 def test_unbalanced_model_is_that_of_a_formula() -> None:
