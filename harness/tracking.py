@@ -455,7 +455,7 @@ class RunLog:
             return root / artifact
         folder = str(Path(artifact).parent).removeprefix(".")
         with _refused(self.store.uri), self.store.asked():
-            if artifact in [file.path for file in self.store.client.list_artifacts(self.id, folder or None)]:
+            if artifact in [file.path for file in self.store.client.list_artifacts(self.id, folder or None) if not file.is_dir]:
                 return Path(self.store.client.download_artifacts(self.id, artifact, into))
         raise MissingArtifact(f"run {self.id} has no artifact {artifact}")
 
