@@ -287,6 +287,7 @@ KEPT = {
         "rows": "views of network and kept",
         "optimizer": "of the config",
         "steps": "steps",
+        "one": "scratch",
         "train": "of the config",
         "held_out": "of the config",
         "epoch": "epoch",

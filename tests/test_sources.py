@@ -171,20 +171,20 @@ def test_digest_stays_with_what_cannot_move_a_number(before: dict[str, str], cop
 # what can
 
 MOVING: dict[str, tuple[str, str, str, set[str]]] = {
-    "the loop": ("training.py", "    stack.steps += 1\n", "    stack.steps += 2\n", ALL),
+    "the loop": ("training.py", "    stack.steps.add_(stack.one)\n", "    stack.steps += 2\n", ALL),
     "the shuffle": ("training.py", 'stream(c.seed, "shuffle", self.epoch)', 'stream(c.seed, "shuffle", self.epoch + 1)', ALL),
     "the batch of evaluation": ("training.py", "EVALUATION_BATCH = 1000", "EVALUATION_BATCH = 500", ALL),
     "denormals": ("training.py", "torch.set_flush_denormal(True)", "torch.set_flush_denormal(False)", ALL),
     "threads": ("training.py", "torch.set_num_threads(1)", "torch.set_num_threads(2)", ALL),
     "a constant of streams": ("seeding.py", "\nVERSION = 1", "\nVERSION = 2", ALL),
     "the number of a stream": ("seeding.py", '"init": 0, "shuffle": 1', '"init": 1, "shuffle": 0', ALL),
-    "the loss": ("components/layers.py", "torch.log_softmax(logits, -1)", "torch.log_softmax(logits, 2)", ALL),
+    "the loss": ("components/layers.py", "torch.log_softmax(logits.mT, -2,", "torch.log_softmax(logits.mT, 1,", ALL),
     "a helper of a layer": ("components/layers.py", "if 1 in (a.shape[1], a.shape[2], b.shape[2]) and", "if", ALL),
     "the padding of lanes": ("network.py", "CACHE_LINE = 16", "CACHE_LINE = 8", ALL),
     "the health probe": ("health.py", "PROBE_SAMPLES = 256", "PROBE_SAMPLES = 128", ALL),
     "what counts as diverged": ("results.py", "DIVERGED = 1e4", "DIVERGED = 1e5", ALL),
     "the size of networks": ("architecture.py", "PIXELS, CLASSES = 784, 10", "PIXELS, CLASSES = 784, 11", ALL),
-    "how pixels are scaled": ("data.py", "torch.div(pixels, 255,", "torch.div(pixels, 256,", ALL),
+    "how pixels are scaled": ("data.py", "BRIGHTEST = torch.tensor(255.0)", "BRIGHTEST = torch.tensor(256.0)", ALL),
     "how data is split": ("data.py", "len(rows) * 4 // 5 :]", "len(rows) * 3 // 4 :]", ALL),
     "a row of a dataset": ("data.py", "std=0.3081,\n        torchvision=", "std=0.5,\n        torchvision=", {"gelu"}),
     "types of lists": ("layerlist.py", '"batch_norm": "batchnorm"', '"batch_norm": "batchnorm_scratch"', {"list"}),
