@@ -232,9 +232,9 @@ def interrupted(place: Place, whole: Content, drivers: list[Driver], send: Calla
     assert len(workers) == 2
     send(driver.child.pid, how)
     code, out, err = driver.end()
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 20
     assert (code, err) == (130, "\ninterrupted\n"), err
-    assert all_gone(workers, 5)
+    assert all_gone(workers, 15)
     states = place.states()
     assert not {"RUNNING", "SCHEDULED"} & set(states), states
     killed = [run for run in place.runs() if run.info.status == "KILLED" and "cell" in run.data.tags]
@@ -276,7 +276,7 @@ def test_terminated_study_in_one_process_leaves_no_run_running(place: Place, who
     began = time.monotonic()
     driver.child.send_signal(signal.SIGTERM)
     code, out, err = driver.end()
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 20
     assert (code, err) == (130, "\ninterrupted\n"), err
     assert "the same command goes on from there" in out
     assert "KILLED" in place.states()
@@ -615,7 +615,7 @@ def test_interrupted_study_on_a_cluster_leaves_the_cluster_and_no_run_running(
     began = time.monotonic()
     driver.child.send_signal(signal.SIGINT)
     code, out, err = driver.end()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 25
     assert (code, err) == (130, "\ninterrupted\n"), err
     assert "the same command goes on from there" in out
     assert [worker.poll() for worker in workers] == [None, None]
