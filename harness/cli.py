@@ -134,7 +134,6 @@ def train(resume: str | None, no_health: bool, profile: str | None, numerics: st
             raise InputError(f"--{extra[0]} cannot go with --resume: the run keeps its own config")
     else:
         config = RunConfig(**asked)
-        config.layers()  # a file that is none is said before torch is imported
         config.layers()  # a wrong layer list is found before two seconds of imports
     from harness import launch, profiling
 
@@ -196,7 +195,9 @@ def study(study: str, dry_run: bool, workers: str, scheduler: str | None, numeri
             _say(f"then, until all contrasts are decided, {', '.join(map(str, planned[1:]))} seeds")
         return
 
-    def launch(grown: Study, planned: int, launcher: str | None) -> StudyResult:
+    def launch(grown: Study, planned: int) -> StudyResult:
+        nonlocal launcher
+        told, launcher = launcher, None  # of the first look: it takes a run that is unused
         seeds = {"seeds": ",".join(map(str, grown.seeds))} if given["until_decided"] else {}
         return driver.run_study(
             grown,
@@ -208,16 +209,13 @@ def study(study: str, dry_run: bool, workers: str, scheduler: str | None, numeri
             probe=not given["no_health"],
             overrides={**overrides, **seeds},
             looks=planned,
-            launcher=launcher,
+            launcher=told,
             say=lines.say,
             watch=lines,
         )
 
     with StudyLines() as lines:
-        if given["until_decided"]:
-            result = driver.until_decided(wanted, planned, partial(launch, launcher=launcher), lines.say)
-        else:
-            result = launch(wanted, 1, launcher)
+        result = driver.until_decided(wanted, planned, launch, lines.say) if given["until_decided"] else launch(wanted, 1)
     _say(verdict(result))
     if result.failed or not result.agree:
         sys.exit(FAILED)
