@@ -84,7 +84,7 @@ ALONE = {
     "rich": {"cli"},
     "distributed": {"engine"},
     "optuna": {"proposals"},
-    "statsmodels": {"families", "variance"},
+    "statsmodels": {"variance"},
 }
 
 
