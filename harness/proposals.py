@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
-from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
 from optuna.samplers import BaseSampler, CmaEsSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
@@ -72,26 +70,6 @@ class Proposer:
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
             self.study.tell(trial, sign * came.cost)
-
-    def importances(self) -> dict[str, dict[str, float]]:
-        """How much of what happened each parameter explains, by two methods; empty where there are too few trials.
-
-        fANOVA (Hutter et al. 2014) fits a random forest to all complete trials; PED-ANOVA (Watanabe et al. 2023,
-        arXiv:2304.10255) asks by what the better trials differ from the others.
-        """
-        methods = {
-            "fANOVA": FanovaImportanceEvaluator(seed=self.search.settings.seed),
-            "PED-ANOVA": PedAnovaImportanceEvaluator(),
-        }
-        whole = [t for t in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if math.isfinite(t.value or 0)]
-        found = {}
-        for name, method in methods.items():
-            try:
-                with warnings.catch_warnings(action="ignore"):
-                    found[name] = get_param_importances(self.study, evaluator=method) if len(whole) > 3 else {}
-            except (ValueError, RuntimeError):  # all of one value, or all of one setting
-                found[name] = {}
-        return {name: values for name, values in found.items() if values}
 
 
 def _suggested(trial: optuna.Trial, name: str, asked: Range | Levels) -> Any:
