@@ -6,37 +6,31 @@ import atexit
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness import nursery, space, version
 from harness.config import CHOICES, FIELDS, RunConfig, allowed
-from harness.errors import HarnessError, InputError, WriteError, refusal, short
+from harness.errors import HarnessError, InputError, WriteError, refusal
 from harness.numerics import NUMERICS, choose, current
+from harness.screen import EpochLines, StudyLines, conclusions, ending, found, say, verdict
 from harness.sequential import MOST_SEEDS, looks
 from harness.space import Search
 from harness.study import Study
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from harness.driver import Progress as StudyProgress
     from harness.driver import StudyResult
-    from harness.recorder import RunResult
     from harness.results import EpochRecord
-    from harness.search import SearchResult
 
 FORMATS = ("table", "csv", "parquet", "json", "markdown")
 ROWS = ("summary", "compare", "runs", "history")
-MOST_LINES = 12  # of conclusions on a screen
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -50,13 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _say("interrupted", err=True)
+        say("interrupted", err=True)
         sys.exit(INTERRUPTED)
     except click.NoSuchOption as error:
         options = [name for option in error.ctx.command.params for name in option.opts] if error.ctx else []
         _fail(InputError(refusal("parameter", error.option_name, options)))
     except click.exceptions.NoArgsIsHelpError as error:
-        _say(error.format_message())
+        say(error.format_message())
         sys.exit(BAD_INPUT)
     except click.UsageError as error:
         _fail(InputError(error.format_message()))
@@ -149,7 +143,7 @@ def train(resume: str | None, no_health: bool, profile: str | None, numerics: st
             result = launch.resume(resume, data_dir=asked.get("data_dir"), **common)
         else:
             result = launch.train(config, run_id=os.environ.pop("MLFLOW_RUN_ID", None), **common)
-    _say(ending(result))
+    say(ending(result))
 
 
 @cli.command()
@@ -190,9 +184,9 @@ def study(study: str, dry_run: bool, workers: str, scheduler: str | None, numeri
 
     if dry_run:
         processes = None if workers == "auto" else int(workers)
-        _say(driver.preview(wanted, processes, scheduler, given["share"], _say))
+        say(driver.preview(wanted, processes, scheduler, given["share"], say))
         if given["until_decided"]:
-            _say(f"then, until all contrasts are decided, {', '.join(map(str, planned[1:]))} seeds")
+            say(f"then, until all contrasts are decided, {', '.join(map(str, planned[1:]))} seeds")
         return
 
     def launch(grown: Study, planned: int) -> StudyResult:
@@ -216,7 +210,7 @@ def study(study: str, dry_run: bool, workers: str, scheduler: str | None, numeri
 
     with StudyLines() as lines:
         result = driver.until_decided(wanted, planned, launch, lines.say) if given["until_decided"] else launch(wanted, 1)
-    _say(verdict(result))
+    say(verdict(result))
     if result.failed or not result.agree:
         sys.exit(FAILED)
 
@@ -257,7 +251,7 @@ def search(study: str, trials: str, workers: str, scheduler: str | None, numeric
             say=lines.say,
             watch=lines,
         )
-    _say(found(result))
+    say(found(result))
     if result.failed or result.final is None or result.final.failed:
         sys.exit(FAILED)
 
@@ -279,11 +273,11 @@ def status(study: str, **given: Any) -> None:
 
         trials, _ = frames.trials(wanted.name)
         counts = trials.groupby(["condition", "state"], sort=False).size().rename("trials").reset_index()
-        _say(frames.text(counts, "table").rstrip("\n"))
+        say(frames.text(counts, "table").rstrip("\n"))
         return
     from harness import driver
 
-    _say(driver.status(wanted, overrides, _say))
+    say(driver.status(wanted, overrides, say))
 
 
 @cli.command()
@@ -319,10 +313,10 @@ def results(study: str, kind: str, by: str, rows: str, output: str | None) -> No
     if rows in outlines and kind in ("table", "markdown"):
         frame = outlines[rows](frame)
     if output is None:
-        _say(frames.text(frame, kind).rstrip("\n"))
+        say(frames.text(frame, kind).rstrip("\n"))
         if kind == "table":
             for row, command in commands.items():
-                _say(f"{row}: {command}")
+                say(f"{row}: {command}")
         return
     try:
         content = frame.to_parquet() if kind == "parquet" else frames.text(frame, kind).encode()
@@ -354,7 +348,7 @@ def report(study: str, output: str | None) -> None:
             path.write_bytes(content)
         except OSError as error:
             raise InputError(f"output {output} cannot be written: {error.strerror or error}") from None
-    _say("\n".join([*conclusions(came.sentences), *(f"lost     {lost}" for lost in came.lost), f"report   {came.place}"]))
+    say("\n".join([*conclusions(came.sentences), *(f"lost     {lost}" for lost in came.lost), f"report   {came.place}"]))
 
 
 @cli.command()
@@ -381,11 +375,11 @@ def verify(run_id: str | None, study: str | None, sample: str, tolerance: bool, 
     from harness import verification
 
     if study is not None:
-        verdicts = verification.sample(study, int(sample), data_dir=data_dir, say=_say)
+        verdicts = verification.sample(study, int(sample), data_dir=data_dir, say=say)
         sys.exit(DONE if all(verdict.exact for verdict in verdicts) else FAILED)
     assert run_id is not None
-    found = verification.verify(run_id, data_dir=data_dir, tolerance=tolerance, say=_say)
-    _say("\n".join(found.lines()))
+    found = verification.verify(run_id, data_dir=data_dir, tolerance=tolerance, say=say)
+    say("\n".join(found.lines()))
     sys.exit(DONE if found.exact or (tolerance and found.level != verification.LEVELS[-1]) else FAILED)
 
 
@@ -403,7 +397,7 @@ def doctor(data_dir: str | None, reap: bool, older_than: str) -> None:
 
     states = []
     for finding in examine(data_dir or RunConfig().data_dir, reap, int(older_than)):
-        _say(str(finding))
+        say(str(finding))
         states.append(finding.state)
     if "bad" in states:
         sys.exit(FAILED)
@@ -420,137 +414,6 @@ def _overrides(given: Mapping[str, Any]) -> dict[str, Any]:
     return overrides
 
 
-def conclusions(sentences: Sequence[str]) -> list[str]:
-    """The first conclusions, a line each; the page has all."""
-    more = [f"... and {len(sentences) - MOST_LINES} more in the report"] if len(sentences) > MOST_LINES else []
-    return [*sentences[:MOST_LINES], *more]
-
-
-def found(result: SearchResult) -> str:
-    """What a person wants to know at the end of a search."""
-    from harness import frames
-
-    lines = [""]
-    for row, trial in result.best.items():
-        setting = "  ".join(f"{name}={short(value)}" for name, value in trial.setting.items())
-        lines.append(f"best     {f'{row}: ' if result.search.study.factors else ''}{trial.name}  {setting}")
-        lines.append(f"         {result.search.command(trial.condition, trial.setting)}")
-    lines += [f"edge     {line}; the space may be too small" for line in result.warnings]
-    lines += [f"failed   {name}: {why}; the same command tries again" for name, why in result.failed.items()]
-    if result.final is not None:
-        lines += ["", frames.text(frames.outline(result.final.table), "table").rstrip("\n"), ""]
-        lines.append(f"compare  {result.final.study.name}, on fresh seeds: harness results {result.final.study.name}")
-    done = sum(trial.state not in ("asked", "failed") for trial in result.trials)
-    lines += [
-        f"done     {done} trials, {result.trained} runs now, in {result.seconds:.0f} s",
-        f"look     mlflow ui --backend-store-uri {result.store}",
-        f"         {result.chart}",
-    ]
-    return "\n".join(lines)
-
-
-def verdict(result: StudyResult) -> str:
-    """What a person wants to know at the end of a study."""
-    from harness import frames
-
-    lines = ["", frames.text(frames.outline(result.table), "table")]
-    lines += [*conclusions(result.sentences), ""]
-    lines += [f"failed   {name}: {why}" for name, why in result.failed.items()]
-    if result.copies:
-        lines.append(f"copies   {result.copies}")
-    lines += [
-        f"done     {result.settled} of {len(result.study.cells)} cells, {result.trained} now, in {result.seconds:.0f} s",
-        f"report   {result.page}",
-        f"look     mlflow ui --backend-store-uri {result.store}",
-        f"         {result.chart}",
-        "         it draws the mean curve of each variant and the band of its seeds, from lowest to highest",
-    ]
-    return "\n".join(lines)
-
-
-def ending(result: RunResult) -> str:
-    """What a person wants to know at the end of a run."""
-    final = result.final
-    outcome = f"diverged in epoch {result.diverged}:" if result.diverged else "finished"
-    return "\n".join(
-        [
-            f"{outcome:<8} {result.run_id}  {result.name}",
-            f"test     loss {final['final/test_loss']:.5g} nats  accuracy {final['final/test_accuracy']:.4f}",
-            f"digests  state {result.state_digest[:16]}  history {result.history_digest[:16]}",
-            *(f"lost     {figure}" for figure in result.lost),
-            f"look     mlflow ui --backend-store-uri {result.store}",
-            f"         {result.page}",
-            f"         {result.chart}",
-        ]
-    )
-
-
-class Lines:
-    """Prints lines; on a terminal above a bar that shows how far it is and the time left."""
-
-    def __init__(self) -> None:
-        self.bar: Progress | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def say(self, line: str) -> None:
-        """Print a line, above the bar if there is one."""
-        if self.bar is not None:
-            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
-            _say(line)
-
-    def draw(self, text: str, done: int, total: int) -> None:
-        """Move the bar."""
-        if self.bar is None:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-            self.bar = Progress(*columns, transient=True)
-            self.bar.add_task(text, total=total)
-            self.bar.start()
-        self.bar.update(self.bar.task_ids[0], description=text, completed=done, total=total)
-
-
-class EpochLines(Lines):
-    """Tells of each epoch of a run in a line."""
-
-    began: tuple[int, float] | None = None  # the first epoch told of, and when
-
-    def __call__(self, record: EpochRecord, epochs: int) -> None:
-        """Tell of one epoch of so many."""
-        terminal, now = sys.stdout.isatty(), time.monotonic()
-        self.began = self.began or (record.epoch, now)
-        done, seconds = record.epoch - self.began[0], now - self.began[1]
-        left = f"{seconds / done * (epochs - record.epoch):.0f} s left" if done else ""
-        parts = [
-            f"{part} loss {record.curves[f'{part}/loss']:<7.4g} acc {record.curves[f'{part}/accuracy']:.3f}"
-            for part in ("train", "val", "test")
-            if f"{part}/loss" in record.curves
-        ]
-        line = f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}  {'  '.join(parts)}"
-        self.say(line if terminal else f"{line}  {left}".rstrip())
-        if terminal:
-            self.draw("epoch", record.epoch, epochs)
-
-
-class StudyLines(Lines):
-    """On a terminal, how many cells are done, train and failed, and the losses of those that train; else nothing more."""
-
-    def __call__(self, now: StudyProgress) -> None:
-        """Show how far a study is."""
-        if sys.stdout.isatty():
-            losses = sorted(now.running.values())
-            of = f", test loss {losses[0]:.3g} to {losses[-1]:.3g}" if losses else ""
-            text = f"{now.settled}/{now.cells} cells, {len(now.running)} training{of}, {now.failed} failed; epoch"
-            self.draw(text, now.epoch, now.epochs)
-
-
 def _lead_nowhere() -> None:
     """Give a process that was started with its input or outputs closed some: the next file would take their numbers."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -559,16 +422,9 @@ def _lead_nowhere() -> None:
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
 
 
-def _say(line: str, err: bool = False) -> None:
-    try:
-        print(line, file=sys.stderr if err else sys.stdout, flush=True)
-    except BrokenPipeError:  # `| head` has seen enough; the run goes on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _fail(error: HarnessError) -> None:
     """One line on stderr, and the exit code of the error."""
-    _say(f"harness: error: {error}", err=True)
+    say(f"harness: error: {error}", err=True)
     sys.exit(error.exit_code)
 
 

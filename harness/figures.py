@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, cast
 
@@ -14,23 +12,16 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from harness.analysis import Analysis
+from harness.canvas import COLOURS, LINES, MARKERS, Canvas, Drawing, Style, shortened
 from harness.frames import each
 
 WIDTH = 9.0  # inches: a printed page with its margins, at 9 points as on the screen
-FEW = 8  # variants that one pair of axes can hold, each with its band
-MOST = 48  # variants that a figure shows
-# Okabe & Ito 2008: told apart by colour-blind readers; yellow is left out, which white paper swallows. Black is the base's.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
-LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))  # these and markers tell them apart in grey
-MARKERS = "osD^vPX<>"
 TRAIN, TEST = "--", "-"
 UNITS = {"loss": "loss, nats", "accuracy": "accuracy"}
 HEALTH = {
@@ -40,95 +31,6 @@ HEALTH = {
     "grad_norm": "gradient norm",
 }
 FONT: Any = {"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8.5, "axes.spines.top": False, "axes.spines.right": False}
-FIXED: Any = {
-    "svg.hashsalt": "harness",
-    "svg.fonttype": "path",
-}  # ids of an SVG are random without it; fonts are not the reader's
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a variant is drawn, in every figure."""
-
-    colour: str
-    line: Any
-    marker: str
-    order: int = 2
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure, and what a reader needs to know of it."""
-
-    name: str  # of its files
-    title: str
-    caption: str
-    figure: Figure
-
-    def png(self) -> bytes:
-        """The figure as PNG, 150 dots an inch."""
-        self.figure.set_dpi(150)  # an SVG leaves it at 72
-        FigureCanvasAgg(self.figure).print_png(out := io.BytesIO(), pil_kwargs={"compress_level": 6})
-        return out.getvalue()
-
-    def svg(self) -> bytes:
-        """The figure as SVG, without a date."""
-        with matplotlib.rc_context(FIXED):
-            FigureCanvasSVG(self.figure).print_svg(out := io.BytesIO(), metadata={"Date": None})
-        return out.getvalue()
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """What the figures of one study share: who is drawn, in which order, under which label and in which style."""
-
-    analysis: Analysis
-    variants: pd.DataFrame  # those that are drawn, the base first
-    curves: pd.DataFrame  # history of their finished runs, by the distinct variant
-    styles: Mapping[str, Style]
-    labels: Mapping[str, str]
-    hue: str  # the factor that colours tell, in a factorial of more than a few variants
-
-    @classmethod
-    def of(cls, analysis: Analysis) -> Canvas:
-        """The base and the best of the others, up to MOST."""
-        table = analysis.variants.sort_values("is_base", ascending=False, kind="stable")
-        if len(table) > MOST:
-            best = table["mean"] * (1 if analysis.study.metric.endswith("loss") else -1)
-            kept = best.mask(table.is_base, -math.inf).nsmallest(MOST).index
-            table = table.loc[table.index.isin(kept)]
-        owner = {run: row.variant for row in each(table) for run in row.run_ids}
-        history = analysis.history
-        curves = history[history.run_id.isin(list(owner))]
-        curves = curves.assign(variant=curves.run_id.map(owner))
-        hue = _hue(analysis) if len(table) > FEW else ""
-        return cls(analysis, table, curves, _styles(analysis, table, hue), _labels(analysis, table), hue)
-
-    @property
-    def few(self) -> bool:
-        """Whether all variants fit into one pair of axes."""
-        return len(self.variants) <= FEW
-
-    @property
-    def names(self) -> list[str]:
-        """The variants that have a finished run."""
-        return [str(row.variant) for row in each(self.variants) if row.n]
-
-    @property
-    def left_out(self) -> str:
-        """A sentence on what is not drawn; empty where all is."""
-        whole, drawn = len(self.analysis.variants), len(self.variants)
-        none = drawn - len(self.names)
-        parts = [
-            f" Of {whole} variants the {drawn} with the best mean are shown." if whole > drawn else "",
-            f" {none} variant{'s have' if none > 1 else ' has'} no finished run and so no line." if none else "",
-        ]
-        return "".join(parts)
-
-    @property
-    def base(self) -> str:
-        """The variant that the others are compared with."""
-        return self.analysis.study.reference
 
 
 def drawings(analysis: Analysis, lost: Callable[[str, Exception], None]) -> list[Drawing]:
@@ -230,7 +132,7 @@ def _differences(ax: Axes, canvas: Canvas, places: Mapping[str, int]) -> None:
     ax.text(1.02, places[canvas.base], "base", transform=at, va="center", fontsize=8.5, color="#555555")
     ax.set_xlim(low, high)
     ax.xaxis.set_major_locator(MaxNLocator(6))
-    ax.set_xlabel(f"difference to {_cut(canvas.base, 30)}")
+    ax.set_xlabel(f"difference to {shortened(canvas.base, 30)}")
     ax.grid(axis="x", alpha=0.3)
 
 
@@ -478,52 +380,8 @@ def interactions(canvas: Canvas) -> Drawing | None:
     return Drawing("interactions", "Interactions of factors", caption, figure)
 
 
-# styles
-
-
-def _styles(analysis: Analysis, table: pd.DataFrame, hue: str) -> dict[str, Style]:
-    if hue:
-        rows = {row.name: row for row in analysis.study.rows}
-        levels = {name: rows[name].config.label(hue) for name in table.variant}
-        order = {level: at for at, level in enumerate(dict.fromkeys(row.config.label(hue) for row in analysis.study.rows))}
-        looks = ("#000000", *COLOURS)
-        return {name: Style(looks[order[level] % 8], "-", MARKERS[order[level] % 9]) for name, level in levels.items()}
-    base = analysis.study.reference
-    others = [name for name in table.variant if name != base]
-    found = {
-        name: Style(COLOURS[at % len(COLOURS)], LINES[(at + 1) % len(LINES)], MARKERS[(at + 1) % len(MARKERS)])
-        for at, name in enumerate(others)
-    }
-    return {base: Style("#000000", "-", "o", 3), **found}
-
-
-def _hue(analysis: Analysis) -> str:
-    """The factor with the most levels that colours can tell apart; of several the last."""
-    study = analysis.study
-    if study.design != "factorial" or len(study.varied) < 2:
-        return ""
-    sizes = {factor: len(study.factors[factor]) for factor in study.varied if len(study.factors[factor]) <= len(COLOURS)}
-    return max(reversed(list(sizes)), key=lambda factor: sizes[factor]) if sizes else ""
-
-
-def _labels(analysis: Analysis, table: pd.DataFrame) -> dict[str, str]:
-    """Short names: of a factorial's condition the levels alone."""
-    if analysis.study.design != "factorial":
-        return {name: _cut(name, 34) for name in table.variant}
-    rows = {row.name: row for row in analysis.study.rows}
-    return {
-        name: _cut(" ".join(rows[name].config.label(factor) for factor in analysis.study.varied), 44) for name in table.variant
-    }
-
-
 def _level(canvas: Canvas, name: str, factor: str) -> str:
     return next(row.config.label(factor) for row in canvas.analysis.study.rows if row.name == name)
-
-
-def _cut(name: str, width: int) -> str:
-    """A long name without its middle, so that those with one beginning stay apart."""
-    half = (width - 1) // 2
-    return name if len(name) <= width else f"{name[:half]}…{name[-half:]}"
 
 
 def _key(style: Style, label: str) -> Line2D:

@@ -14,8 +14,8 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from harness.analysis import Analysis
+from harness.canvas import Drawing
 from harness.contrasts import MOST_SEEDS
-from harness.figures import Drawing
 from harness.frames import each
 from harness.study import Study
 

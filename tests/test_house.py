@@ -67,21 +67,22 @@ ROWS = (
         "conclusions",
         "analysis",
         "frames",
+        "canvas",
         "figures",
     ),
     ("plan", "recorder", "launch", "worker", "engine", "stacks", "origin", "page", "report", "driver"),
     ("proposals", "search", "verification", "doctor"),
-    ("cli", "__main__"),
+    ("screen", "cli", "__main__"),
 )
 ORDER = [name for row in ROWS for name in row]
 PACKAGES = {"__init__", "components.__init__"}  # no rooms but doors: they import only when asked
 ALONE = {
     "mlflow": {"tracking"},
-    "matplotlib": {"plots", "figures"},  # of a run, of a study
+    "matplotlib": {"plots", "canvas", "figures"},  # of a run, of a study
     "jinja2": {"page"},
     "safetensors": {"checkpoint"},
     "click": {"cli"},
-    "rich": {"cli"},
+    "rich": {"screen"},
     "distributed": {"engine"},
     "optuna": {"proposals"},
     "statsmodels": {"variance"},
