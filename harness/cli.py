@@ -19,6 +19,7 @@ import click
 from harness import nursery, space, version
 from harness.config import CHOICES, FIELDS, RunConfig, allowed
 from harness.errors import HarnessError, InputError, WriteError, refusal
+from harness.interrupts import POLITE
 from harness.numerics import NUMERICS, choose, current
 from harness.screen import EpochLines, StudyLines, conclusions, ending, found, say, verdict
 from harness.sequential import MOST_SEEDS, looks
@@ -36,7 +37,7 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 ran and failed, 2 bad input, 130 interrupted."""
-    for polite in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for polite in POLITE:
         if signal.getsignal(polite) != signal.SIG_IGN:  # nohup
             signal.signal(polite, _as_interrupt)
     try:

@@ -13,7 +13,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -32,6 +32,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from harness import chart, outage
 from harness.errors import HarnessError, InputError, MissingArtifact, StoreAway, StoreError, TakenOver, WriteError, short
+from harness.interrupts import waiting
 from harness.journal import Entry, Journal
 from harness.results import EpochRecord
 
@@ -233,7 +234,7 @@ class Store:
         """Bound the calls inside. Raises StoreAway where the store does not answer, and at once while it is known not to."""
         if not self.back():
             raise StoreAway(f"store {self.uri} does not answer")
-        with told({**outage.IMPATIENT, **QUIET}):
+        with told({**outage.IMPATIENT, **QUIET}), waiting() if self.folder else nullcontext():
             try:
                 yield
             except HarnessError:

@@ -30,6 +30,7 @@ ROWS = (
         "space",
         "pruning",
         "survey",
+        "interrupts",
         "nursery",
         "chart",
     ),
