@@ -16,16 +16,13 @@ AHEAD = 8  # steps whose pixels are gathered by one call
 
 
 class Batch(NamedTuple):
-    """One minibatch of all lanes: buffers, used again for the next, but for `log_p`, which is kept.
-
-    What has classes lies in memory as (lanes, classes, batch), as the logits do.
-    """
+    """One minibatch of all lanes: buffers, used again for the next, but for `log_p`, which is kept."""
 
     inputs: Tensor  # (lanes, batch, features)
     labels: Tensor  # (lanes, batch)
-    d_log_p: Tensor  # (lanes, batch, classes): of the batch's mean loss, with respect to log_p
-    log_p: Tensor  # (lanes, batch, classes): the log-probabilities, for the loop to write
-    dlogits: Tensor  # (lanes, batch, classes): the loss's gradient, for the loop to write
+    d_log_p: Tensor  # (lanes, classes, batch): of the batch's mean loss, with respect to log_p
+    log_p: Tensor  # (lanes, classes, batch): the log-probabilities, for the loop to write
+    dlogits: Tensor  # (lanes, classes, batch): the loss's gradient, for the loop to write
 
 
 class Minibatches:
@@ -42,14 +39,14 @@ class Minibatches:
         self.split, self.classes = split, classes
         self.rows = [cut.transpose(0, 1).contiguous() for cut in cuts if cut.numel()]  # (steps, lanes, batch)
         self.labels = [split.labels[rows] for rows in self.rows]
-        self.log_p = [torch.empty(*rows.shape[:2], classes, rows.shape[2], device=rows.device).mT for rows in self.rows]
+        self.log_p = [torch.empty(*rows.shape[:2], classes, rows.shape[2], device=rows.device) for rows in self.rows]
 
     def __iter__(self) -> Iterator[Batch]:
         split, features = self.split, self.split.pixels.shape[1]
         for rows, labels, log_p in zip(self.rows, self.labels, self.log_p, strict=True):
             _, lanes, batch = rows.shape
             inputs = log_p.new_empty(lanes, batch, features)
-            dlogits = lane_buffer(lanes, (self.classes, batch), log_p).mT
+            dlogits = lane_buffer(lanes, (self.classes, batch), log_p)
             parts = (part.split(AHEAD) for part in (rows, labels, label_gradient(labels, log_p), log_p))
             for some, *its in zip(*parts, strict=True):
                 gathered = split.pixels.index_select(0, some.flatten()).view(*some.shape, features)
@@ -59,11 +56,11 @@ class Minibatches:
 
     def curves(self, lane: int) -> tuple[float, float]:
         """Mean loss and accuracy of a lane over the samples of the epoch, as they were trained."""
-        log_p, labels = (torch.cat([part[:, lane].flatten(0, 1) for part in parts]) for parts in (self.log_p, self.labels))
-        return score(log_p, labels)
+        log_p = torch.cat([part[:, lane].transpose(0, 1).flatten(1) for part in self.log_p], 1)
+        return score(log_p, torch.cat([part[:, lane].flatten() for part in self.labels]))
 
 
 def score(log_p: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Mean cross-entropy in nats and accuracy, given log-probabilities (samples, classes) and labels (samples,)."""
-    losses = log_p.gather(1, labels[:, None]).double().neg_()
-    return losses.mean().item(), log_p.argmax(1).eq_(labels).double().mean().item()
+    """Mean cross-entropy in nats and accuracy, given log-probabilities (classes, samples) and labels (samples,)."""
+    losses = log_p.gather(0, labels[None]).double().neg_()
+    return losses.mean().item(), log_p.argmax(0).eq_(labels).double().mean().item()

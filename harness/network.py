@@ -85,6 +85,7 @@ class Network:
     buffers: Tensor  # (lanes, buffers)
     rngs: dict[str, list[Generator]] = field(default_factory=dict)  # layer -> the stream of each lane, for dropout
     _sites: dict[int, list[tuple[Any, Site]]] = field(default_factory=dict, repr=False)
+    _walked: list[tuple[Any, Site]] = field(default_factory=list, repr=False)  # by the last forward
 
     @classmethod
     def zeros(cls, arch: Architecture, lanes: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Network:
@@ -128,14 +129,15 @@ class Network:
         self.rngs.setdefault(name, [])[:] = rngs
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Logits (lanes, batch, classes) of inputs (lanes, batch, features)."""
-        for layer, at in self.sites(x.shape[1]):
+        """Logits (lanes, classes, batch) of inputs (lanes, batch, features)."""
+        self._walked = self.sites(x.shape[1])
+        for layer, at in self._walked:
             x = layer.forward(at, x, training)
         return x
 
     def backward(self, dlogits: Tensor) -> None:
         """Write the gradients of all parameters, given the loss's with respect to the last forward's logits."""
-        for layer, at in reversed(self.sites(dlogits.shape[1])):
+        for layer, at in reversed(self._walked):
             dlogits = layer.backward(at, dlogits)
 
     def load(self, k: int, state: Mapping[str, Tensor]) -> None:

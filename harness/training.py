@@ -273,4 +273,4 @@ def evaluate(stack: Stack, lane: int, part: str) -> dict[str, float]:
         logits = network.forward(split.scale.write(chunk.pixels, inputs[: len(chunk)])[None], training=False)
         log_p.append(log_softmax(logits)[0])
         labels.append(chunk.labels)
-    return dict(zip((f"{part}/loss", f"{part}/accuracy"), score(torch.cat(log_p), torch.cat(labels)), strict=True))
+    return dict(zip((f"{part}/loss", f"{part}/accuracy"), score(torch.cat(log_p, 1), torch.cat(labels)), strict=True))

@@ -264,5 +264,5 @@ def test_module_of_a_state_is_in_eval_mode_and_gives_the_lanes_logits() -> None:
     network.load(0, state)
     with exact_arithmetic():
         torch.testing.assert_close(
-            network.forward(x[None], training=False)[0], module(x.reshape(9, 28, 28)), rtol=1e-5, atol=1e-5
+            network.forward(x[None], training=False)[0].T, module(x.reshape(9, 28, 28)), rtol=1e-5, atol=1e-5
         )

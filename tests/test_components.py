@@ -557,8 +557,9 @@ def test_linear_and_its_gradient_are_torchs(first: bool) -> None:
 @pytest.mark.parametrize("scale", [1.0, 50.0, 1e4])
 def test_cross_entropy_and_its_gradient_are_torchs(scale: float) -> None:
     logits, labels = draw(3, 17, 10, scale=scale), torch.arange(51).reshape(3, 17) % 10
-    gradient = lane_buffer(3, (17, 10), logits)
-    losses = cross_entropy(logits, labels, gradient)
+    by_class = logits.mT.contiguous()
+    gradient = lane_buffer(3, (10, 17), logits)
+    losses = cross_entropy(by_class, labels, gradient)
     assert losses.shape == (3, 17)
     for k in range(3):
         with torch.enable_grad():
@@ -566,43 +567,43 @@ def test_cross_entropy_and_its_gradient_are_torchs(scale: float) -> None:
             wanted = nn.functional.cross_entropy(leaf, labels[k], reduction="none")
             (wanted_gradient,) = torch.autograd.grad(wanted.mean(), leaf)
         torch.testing.assert_close(losses[k], wanted.detach())
-        torch.testing.assert_close(gradient[k], wanted_gradient)
-    assert torch.equal(cross_entropy(logits, labels), losses)
+        torch.testing.assert_close(gradient[k].T, wanted_gradient)
+    assert torch.equal(cross_entropy(by_class, labels), losses)
 
 
 def test_cross_entropy_by_hand() -> None:
-    logits = torch.tensor([[[0.0, math.log(3.0)], [1e30, 0.0]]])
+    logits = torch.tensor([[[0.0, 1e30], [math.log(3.0), 0.0]]])  # a column for each sample
     gradient = torch.zeros(1, 2, 2)
     losses = cross_entropy(logits, torch.tensor([[0, 0]]), gradient)
     assert losses.tolist() == [pytest.approx([math.log(4), 0], abs=1e-6)]
-    assert gradient[0, 0].tolist() == pytest.approx([(0.25 - 1) / 2, 0.75 / 2])
-    assert gradient[0, 1].tolist() == [0, 0]
+    assert gradient[0, :, 0].tolist() == pytest.approx([(0.25 - 1) / 2, 0.75 / 2])
+    assert gradient[0, :, 1].tolist() == [0, 0]
 
 
 def test_nan_and_huge_logits_give_losses_that_say_so_and_no_neighbour_is_touched() -> None:
-    logits = draw(4, 5, 10, dtype=torch.float32)
-    labels, gradient = torch.zeros(4, 5, dtype=torch.long), torch.zeros(4, 5, 10)
-    clean_gradient = torch.zeros(4, 5, 10)
+    logits = draw(4, 10, 5, dtype=torch.float32)
+    labels, gradient = torch.zeros(4, 5, dtype=torch.long), torch.zeros(4, 10, 5)
+    clean_gradient = torch.zeros(4, 10, 5)
     clean = cross_entropy(logits, labels, clean_gradient)
-    logits[1, 2, 3], logits[2, :, 1] = math.nan, 3e38
+    logits[1, 3, 2], logits[2, 1] = math.nan, 3e38
     losses = cross_entropy(logits, labels, gradient)
     assert losses[1, 2].isnan()
     assert (losses[2] > 1e38).all()
     keep = torch.ones(4, 5, dtype=torch.bool)
     keep[1, 2], keep[2] = False, False
     assert torch.equal(losses[keep], clean[keep])
-    assert torch.equal(gradient[keep], clean_gradient[keep])
+    assert torch.equal(gradient.mT[keep], clean_gradient.mT[keep])
 
 
 @pytest.mark.parametrize("lanes", [2, 3, 5])
 def test_cross_entropy_of_a_lane_has_the_bits_that_it_has_alone(lanes: int) -> None:
     for batch, classes in [(1, 10), (3, 10), (7, 10), (32, 10), (37, 10), (33, 7), (100, 3)]:
-        logits = lanes_of(draw(lanes, batch, classes, scale=5, dtype=torch.float32))
+        logits = lanes_of(draw(lanes, classes, batch, scale=5, dtype=torch.float32))
         labels = torch.arange(lanes * batch).reshape(lanes, batch) % classes
-        gradient = lane_buffer(lanes, (batch, classes), logits)
+        gradient = lane_buffer(lanes, (classes, batch), logits)
         losses = cross_entropy(logits, labels, gradient)
         for k in range(lanes):
-            alone = lane_buffer(1, (batch, classes), logits)
+            alone = lane_buffer(1, (classes, batch), logits)
             loss = cross_entropy(lanes_of(logits[k : k + 1]), labels[k : k + 1], alone)
             assert torch.equal(loss[0], losses[k])
             assert torch.equal(loss.sum(1)[0], losses.sum(1)[k])

@@ -302,6 +302,7 @@ KEPT = {
         "buffers": "running mean",
         "rngs": "position of the dropout stream",
         "_sites": "scratch",
+        "_walked": "scratch",
     },
     Recorder: {
         "log": "the store's",

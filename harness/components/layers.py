@@ -6,20 +6,25 @@ flows through and (lanes, 1, features) or (lanes, in, out) for parameters `p`, w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 Shapes = dict[str, tuple[int, ...]]
+Call = Callable[[], object]
 
 
 class Site(SimpleNamespace):
     """The tensors of one layer for one batch size, by name."""
+
+    x: Any = None  # what flowed in last, a tensor
+    dy: Any = None  # and back
 
     def vectors(self, *names: str) -> list[list[Tensor]]:
         """Of each lane the named tensors, (lanes, 1, features), as vectors (features,): for kernels that know no lanes."""
@@ -27,13 +32,6 @@ class Site(SimpleNamespace):
         if names not in known:
             known[names] = [list(lane) for lane in zip(*(getattr(self, name).squeeze(1) for name in names), strict=True)]
         return known[names]
-
-    def turned(self, name: str) -> Tensor:
-        """The named tensor (lanes, n, m) seen as (lanes, m, n)."""
-        known = self.__dict__.setdefault("_turned", {})
-        if name not in known:
-            known[name] = getattr(self, name).mT
-        return known[name]
 
 
 class Layer(Protocol):
@@ -60,21 +58,24 @@ class Layer(Protocol):
         ...
 
 
-def matmul(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a b (+ bias) for each lane, written to `out`: (lanes, n, m) times (lanes, m, p).
+def product(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> Call:
+    """The call that writes a b (+ bias) of each lane to `out`: (lanes, n, m) times (lanes, m, p).
 
     Where a dimension is 1, BLAS takes matrix-vector kernels that differ with the number of lanes: then one lane at a time.
     """
-    if 1 in (a.shape[1], a.shape[2], b.shape[2]) and len(a) > 1:
-        for k in range(len(a)):
-            matmul(a[k : k + 1], b[k : k + 1], out[k : k + 1], None if bias is None else bias[k : k + 1])
-        return out
-    return torch.bmm(a, b, out=out) if bias is None else torch.baddbmm(bias, a, b, out=out)
+    if len(a) > 1 and (1 in a.shape or 1 in out.shape):
+        biases = [None] * len(a) if bias is None else bias.split(1)
+        lanes = [product(*lane) for lane in zip(a.split(1), b.split(1), out.split(1), biases, strict=True)]
+        return lambda: [call() for call in lanes]
+    return partial(torch.bmm, a, b, out=out) if bias is None else partial(torch.baddbmm, bias, a, b, out=out)
 
 
 @dataclass(frozen=True)
 class Linear:
-    """y = x W + b; dW = x' dy, db = sum(dy), dx = dy W'. W is (in, out), so that x W reads it along its rows."""
+    """y = x W + b; dW = x' dy, db = sum(dy), dx = dy W'. W is (in, out), so that x W reads it along its rows.
+
+    The buffers of a step are those of the step before. So its calls are bound to them once, not put together each time.
+    """
 
     size: int
     first: bool = False  # the first layer's dx is nobody's input
@@ -92,31 +93,39 @@ class Linear:
         return {"y": (batch, self.size), "dx": (0,) if self.first else (batch, features)}
 
     def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
-        at.x = x
-        return matmul(x, at.weight, at.y, at.bias)
+        if at.x is not x:
+            at.x, at.dy, at.value = x, None, self.value(at, x)
+        at.value()
+        return at.y
 
     def backward(self, at: Site, dy: Tensor) -> Tensor:
-        matmul(at.x.mT, dy, at.d_weight)
-        torch.sum(dy, 1, keepdim=True, out=at.d_bias)
-        return at.dx if self.first else matmul(dy, at.turned("weight"), at.dx)
+        if at.dy is not dy:
+            at.dy, at.gradients = dy, self.gradients(at, at.x, dy)
+        for gradient in at.gradients:
+            gradient()
+        return at.dx
+
+    def value(self, at: Site, x: Tensor) -> Call:
+        return product(x, at.weight, at.y, at.bias)
+
+    def gradients(self, at: Site, x: Tensor, dy: Tensor) -> list[Call]:
+        dx = [] if self.first else [product(dy, at.weight.mT, at.dx)]
+        return [product(x.mT, dy, at.d_weight), partial(torch.sum, dy, 1, keepdim=True, out=at.d_bias), *dx]
 
 
 @dataclass(frozen=True)
 class Output(Linear):
-    """The last linear: y' = W' x' + b'. Logits lie in memory as (classes, batch): ten classes fill no vector, a batch does."""
+    """The last linear, y' = W' x' + b': logits are (lanes, classes, batch), for ten classes fill no vector, a batch does."""
 
     def scratch(self, batch: int, features: int) -> Shapes:
         return {**super().scratch(batch, features), "y": (self.size, batch)}
 
-    def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
-        at.x = x
-        matmul(at.turned("weight"), x.mT, at.y, at.turned("bias"))
-        return at.turned("y")
+    def value(self, at: Site, x: Tensor) -> Call:
+        return product(at.weight.mT, x.mT, at.y, at.bias.mT)
 
-    def backward(self, at: Site, dy: Tensor) -> Tensor:
-        matmul(dy.mT, at.x, at.turned("d_weight"))
-        torch.sum(dy, 1, keepdim=True, out=at.d_bias)
-        return at.dx if self.first else matmul(dy, at.turned("weight"), at.dx)
+    def gradients(self, at: Site, x: Tensor, dy: Tensor) -> list[Call]:
+        dx = [] if self.first else [product(dy.mT, at.weight.mT, at.dx)]
+        return [product(dy, x, at.d_weight.mT), partial(torch.sum, dy, 2, keepdim=True, out=at.d_bias.mT), *dx]
 
 
 @dataclass(frozen=True)
@@ -154,32 +163,29 @@ class Dropout:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, gradient: Tensor | None = None) -> Tensor:
-    """Loss of each sample, (lanes, batch) in nats: -log softmax(logits)[label]. Labels are (lanes, batch).
+    """Loss of each sample in nats, (lanes, batch): -log softmax(logits)[label], of logits (lanes, classes, batch).
 
     `gradient`, where given, gets that of the batch's mean loss: (softmax(logits) - onehot(labels)) / batch.
     """
     log_p = log_softmax(logits)
     if gradient is not None:
         logit_gradient(label_gradient(labels, log_p), log_p, gradient)
-    return log_p.gather(-1, labels.unsqueeze(-1)).squeeze(-1).neg_()
+    return log_p.gather(-2, labels.unsqueeze(-2)).squeeze(-2).neg_()
 
 
 def log_softmax(logits: Tensor, out: Tensor | None = None) -> Tensor:
-    """Log-probabilities of logits (lanes, batch, classes), in kernels that run along the batch."""
-    return torch.log_softmax(logits.mT, -2, out=None if out is None else out.mT).mT
+    """Log-probabilities of logits (lanes, classes, batch)."""
+    return torch.log_softmax(logits, 1, out=out)
 
 
 def label_gradient(labels: Tensor, log_p: Tensor) -> Tensor:
-    """The gradient of a batch's mean loss with respect to log-probabilities: -1 / batch at the label (..., batch), else 0."""
-    share = log_p.new_full((), -1 / labels.shape[-1]).expand(*labels.shape, 1)
-    return torch.zeros_like(log_p).scatter_(-1, labels.unsqueeze(-1), share)
+    """The gradient of a batch's mean loss with respect to log_p, (..., classes, batch): -1 / batch at the labels, else 0."""
+    share = log_p.new_full((), -1 / labels.shape[-1]).expand_as(labels).unsqueeze(-2)
+    return torch.zeros_like(log_p).scatter_(-2, labels.unsqueeze(-2), share)
 
 
 def logit_gradient(d_log_p: Tensor, log_p: Tensor, out: Tensor) -> Tensor:
     """Back through log_softmax: d_log_p - softmax sum(d_log_p)."""
-    back = partial(torch._log_softmax_backward_data, d_log_p.mT, log_p.mT, -2, log_p.dtype)
-    if out.mT.is_contiguous():
-        back(out=out.mT)
-    else:  # torch 2.13 takes no notice of the strides of `out` and leaves it wrong
-        out.copy_(back().mT)
-    return out
+    if not out.is_contiguous():  # torch 2.13 takes no notice of the strides of `out` and leaves it wrong
+        return out.copy_(torch._log_softmax_backward_data(d_log_p, log_p, 1, log_p.dtype))
+    return torch._log_softmax_backward_data(d_log_p, log_p, 1, log_p.dtype, out=out)
