@@ -24,8 +24,9 @@ from harness.config import RunConfig
 from harness.frames import history
 from harness.plan import prepare
 from harness.recorder import Recorder
+from harness.store import Store
 from harness.study import Study
-from harness.tracking import Store
+from harness.tracking import RunLog
 from harness.training import Stack, evaluate, exact_arithmetic, train
 
 
@@ -78,7 +79,8 @@ def _run(config: RunConfig) -> dict[str, float]:
     """What a run writes, part by part. Imports are done."""
     whole, times = time.perf_counter(), {}
     plan = prepare(config)
-    log = Store().create("benchmark", plan.cell.name)
+    store = Store()
+    log = RunLog(store, store.create("benchmark", plan.cell.name))
     recorder = Recorder(log, plan, models=False)
     with exact_arithmetic():
         times[BEGIN] = timed(recorder.begin)

@@ -17,7 +17,7 @@ from harness.config import slug
 from harness.errors import DataError, HarnessError, StoreError
 
 if TYPE_CHECKING:
-    from harness.tracking import Store
+    from harness.store import Store
 
 State = Literal["ok", "warn", "bad"]
 SCARCE, SHORT = 100e6, 2e9  # bytes: a run takes a few megabytes, a study tens, full MNIST 120
@@ -174,11 +174,12 @@ def _git() -> Iterator[Finding]:
 
 
 def _disk(data_dir: str) -> Iterator[Finding]:
-    from harness.tracking import store_uri
+    from harness.store import store_uri
+    from harness.storefile import path_of
 
     folders = {"data": Path(data_dir).expanduser()}
-    if (path := store_uri().removeprefix("sqlite:///")) != store_uri():
-        folders["store"] = Path(path).parent
+    if path := path_of(store_uri()):
+        folders["store"] = path.parent
     for what, folder in folders.items():
         there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
         free, for_what = shutil.disk_usage(there).free, f"for the {what} at {folder}"
@@ -211,11 +212,12 @@ def _data(data_dir: str) -> Iterator[Finding]:
 
 
 def _store(reap: bool, older_than: int) -> Iterator[Finding]:
-    from harness.tracking import Store, check_file, store_uri
+    from harness.store import Store, schema, store_uri
+    from harness.storefile import check, path_of
 
     uri = store_uri()
-    if uri.startswith("sqlite:///") and Path(uri.removeprefix("sqlite:///")).exists():
-        check_file(uri)
+    if (path := path_of(uri)) and path.exists():
+        check(path, schema())
     try:
         store = Store.there(uri)
     except StoreError as error:
@@ -256,13 +258,13 @@ def judge(store: Store, run: Any, seconds: float) -> tuple[bool, str]:
     tags, run_id, age = run.data.tags, run.info.run_id, time.time() - run.info.start_time / 1000
     study = tags.get("study") or tags.get("report")
     locks = [run_id, *([store.study_lock(study)] if study else [])]
-    if "config_digest" in tags or tags.get("mlflow.source.name", "").startswith("harness ") or store.ever_held(run_id):
+    if "config_digest" in tags or tags.get("mlflow.source.name", "").startswith("harness ") or store.locks.ever_held(run_id):
         if store.folder is None:
             remedy = f"if it is, go on with it: harness train --resume {run_id}, or launch its study again"
             return False, f"whether its process is gone can be seen only where a store is a file; {remedy}"
-        if any(store.held(lock) for lock in locks):
+        if any(store.locks.held(lock) for lock in locks):
             return False, ""
-        if age < MOMENT and not any(store.ever_held(lock) for lock in locks):
+        if age < MOMENT and not any(store.locks.ever_held(lock) for lock in locks):
             return False, f"it began {age:.0f} s ago and nobody holds it yet; look again in a minute"
         return True, "its process is gone"
     if "mlflow.project.backend" in tags or "mlflow.project.env" not in tags or run.data.metrics:

@@ -23,9 +23,10 @@ from harness.recorder import RunResult, fail
 from harness.results import EpochRecord
 from harness.sequential import grown
 from harness.stacks import makespan, pack
+from harness.store import Store, in_one_line
 from harness.study import Study
 from harness.survey import DIGESTS, STATES, Standing, survey
-from harness.tracking import RunLog, Store, in_one_line
+from harness.tracking import RunLog
 from harness.worker import Lane, Work
 
 Say = Callable[[str], None]
@@ -112,8 +113,8 @@ def run_study(
     with engine.opened(workers, scheduler, [plan.config for plan in plans]) as hands, ExitStack() as held:
         store = Store()
         if launcher:
-            held.enter_context(store.open(launcher).alone())  # so that others see that it has a process
-            store.open(launcher).check_unused()
+            held.enter_context(RunLog.of(store, launcher).alone())  # so that others see that it has a process
+            RunLog.of(store, launcher).check_unused()
         with in_one_line(store.uri):
             came = driven(
                 store, study, plans, hands, say, watch,
@@ -121,7 +122,7 @@ def run_study(
             )  # fmt: skip
         if launcher:
             store.update(launcher, name=f"study-{study.name}")
-            store.open(launcher).tags({"mlflow.note.content": f"Its runs: [{study.name}]({came.chart})"})
+            RunLog.of(store, launcher).tags({"mlflow.note.content": f"Its runs: [{study.name}]({came.chart})"})
         return replace(came, seconds=time.monotonic() - began)
 
 
@@ -216,7 +217,7 @@ def status(study: Study, overrides: Mapping[str, Any], say: Say) -> str:
 
 def _standings(store: Store | None, study: Study, plans: Sequence[Plan]) -> list[Standing]:
     runs = store.runs(study.name, study=study.name) if store else []
-    return survey([(plan.cell, plan.tags) for plan in plans], runs, store.held if store else lambda run_id: False)
+    return survey([(plan.cell, plan.tags) for plan in plans], runs, store.locks.held if store else lambda run_id: False)
 
 
 def _outlook(study: Study, todo: Sequence[Plan], stacks: Sequence[Sequence[Plan]], workers: int) -> str:
@@ -281,7 +282,7 @@ class Launch:
         """Find or create the run of every cell; which of them are to be trained."""
         runs = self.store.runs(self.study.name, study=self.study.name)
         wanted = [(plan.cell, plan.tags) for plan in self.plans.values()]
-        standings = survey(wanted, runs, self.store.held)
+        standings = survey(wanted, runs, self.store.locks.held)
         todo = []
         leaders = {self.plans[s.cell.name].config.digest: s.cell.name for s in reversed(standings) if s.settled}
         for standing in standings:
@@ -309,7 +310,7 @@ class Launch:
         if standing.run is not None:
             return RunLog(self.store, standing.run)
         tags = {**plan.tags, "edition": self.edition}
-        log = self.store.create(self.study.name, plan.cell.name, "harness study", tags)
+        log = RunLog(self.store, self.store.create(self.study.name, plan.cell.name, "harness study", tags))
         self.store.update(log.id, status="SCHEDULED")
         log.run = self.store.get(log.id)
         return log
@@ -325,7 +326,7 @@ class Launch:
                 continue
             if tags.get("edition") == self.edition and tags.get("cell") in self.runs:
                 RunLog(self.store, run).tags({"edition": "superseded"})
-            if run.info.status in ("RUNNING", "SCHEDULED") and not self.store.held(run_id):
+            if run.info.status in ("RUNNING", "SCHEDULED") and not self.store.locks.held(run_id):
                 self.store.end(run_id, "KILLED")
 
     def heard(self, run_id: str, done: EpochRecord) -> None:
@@ -337,7 +338,7 @@ class Launch:
 
     def ended(self, work: Work, came: Came) -> None:
         """A stack that came back: each of its runs is finished, now or in an attempt before, or failed."""
-        runs = self.store.insist(lambda: {lane.run_id: self.store.get(lane.run_id) for lane in work.lanes})
+        runs = self.store.outage.outlasted(lambda: {lane.run_id: self.store.get(lane.run_id) for lane in work.lanes})
         for lane in work.lanes:
             run, why = runs[lane.run_id], came.get(lane.run_id)
             if run.info.status == "FINISHED":
@@ -347,7 +348,7 @@ class Launch:
                 self._settled(lane.cell.name, run)
             else:
                 why = why if isinstance(why, str) else "its worker stopped"
-                left = not why.startswith(TakenOver.__name__) and not self.store.held(lane.run_id)
+                left = not why.startswith(TakenOver.__name__) and not self.store.locks.held(lane.run_id)
                 if run.info.status != "FAILED" and left:  # the worker died with it
                     fail(RunLog(self.store, run), RuntimeError(why))
                 self._failed(lane.cell.name, why)
@@ -355,7 +356,7 @@ class Launch:
     def copy(self) -> None:
         """Give each cell that another one trained for the metrics, digests and small files of that run."""
         for name, leader in self.twins.items():
-            log, other = self.runs[name], self.store.open(self.runs[leader].id)
+            log, other = self.runs[name], RunLog.of(self.store, self.runs[leader].id)
             if other.run.info.status != "FINISHED":
                 why = f"{leader}, which trains for it, has not finished"
                 fail(log, RuntimeError(why))
@@ -436,8 +437,8 @@ def alone(store: Store, study: str, say: Say) -> Iterator[None]:
     name = store.study_lock(study)
     with ExitStack() as held:
         try:
-            held.enter_context(store.lock(name))
+            held.enter_context(store.locks.hold(name))
         except Timeout:
-            say(f"waiting  {store.holder(name)} works on {study}")
-            held.enter_context(store.lock(name, -1))
+            say(f"waiting  {store.locks.holder(name)} works on {study}")
+            held.enter_context(store.locks.hold(name, -1))
         yield

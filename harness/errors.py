@@ -99,3 +99,8 @@ def short(given: object) -> str:
     except (ValueError, RecursionError):  # integers of thousands of digits, lists in lists in lists
         text = f"a very large {type(given).__name__}"
     return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error of others, without what follows it."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -17,10 +17,11 @@ from tabulate import DataRow, Line, TableFormat, tabulate
 
 from harness.config import FIELDS
 from harness.errors import InputError, MissingArtifact, refusal
-from harness.outage import IMPATIENT
+from harness.outage import IMPATIENT, told
+from harness.store import Store, store_uri
 from harness.study import METRICS, Study
 from harness.survey import DIGESTS, STATES, Standing, survey
-from harness.tracking import QUIET, RunLog, Store, store_uri, told
+from harness.tracking import RunLog
 
 CONFIDENCE = 0.95
 STUDY_FILE = "study.json"  # of the report run: the study as it was launched, and the digests of its cells
@@ -60,7 +61,7 @@ class Launched:
                 f"study {name} was last launched with other seeds, variants or values; launch this one, or ask by name"
             )
         wanted = [(cell, content["cells"][cell.name]) for cell in launched.cells]
-        standings = survey(wanted, store.runs(name, study=name), store.held)
+        standings = survey(wanted, store.runs(name, study=name), store.locks.held)
         return cls(launched, content["cells"], standings, store, report, content.get("looks", 1))
 
 
@@ -122,7 +123,7 @@ def history(study: str | Study | Launched) -> pd.DataFrame:
     launched = Launched.last(study)
     begun = [standing for standing in launched.standings if standing.run is not None]
     # one process has one environment: its threads must not each change it
-    with told({**IMPATIENT, **QUIET}), ThreadPoolExecutor(8) as pool:
+    with told(IMPATIENT), ThreadPoolExecutor(8) as pool:
         frames = list(pool.map(lambda standing: _history(launched.store, standing), begun))
     empty = pd.DataFrame(columns=["run_id", "variant", "seed", "state", "epoch"])
     return pd.concat(frames, ignore_index=True) if frames else empty

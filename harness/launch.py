@@ -17,8 +17,9 @@ from harness.plan import Plan, prepare
 from harness.pruning import Rule
 from harness.recorder import BEST, LAST, PREVIOUS, Recorder, RunResult, ending
 from harness.results import EpochRecord
+from harness.store import Store, in_one_line
 from harness.study import SINGLE, Cell, Variant
-from harness.tracking import RunLog, Store, in_one_line
+from harness.tracking import RunLog
 from harness.training import Stack, exact_arithmetic
 from harness.training import train as train_stack
 
@@ -44,7 +45,7 @@ def train(
     """
     plan = prepare(config, say)
     store = Store(say=say)
-    log = store.open(run_id) if run_id else store.create(SINGLE, plan.cell.name)
+    log = RunLog(store, store.get(run_id) if run_id else store.create(SINGLE, plan.cell.name))
     with in_one_line(store.uri), log.alone(), exact_arithmetic():
         if run_id:
             log.adopt(plan.cell.name)
@@ -71,8 +72,8 @@ def resume(
     """
     store = Store.holding(run_id)
     store.say = say
-    with in_one_line(store.uri), store.open(run_id).alone(), tempfile.TemporaryDirectory() as folder:
-        log = store.open(run_id)  # as it is now that nobody else holds it
+    with in_one_line(store.uri), RunLog.of(store, run_id).alone(), tempfile.TemporaryDirectory() as folder:
+        log = RunLog.of(store, run_id)  # as it is now that nobody else holds it
         log.check_unfinished()
         plan = _planned(log, folder, data_dir, say)
         log.resume()
@@ -175,5 +176,6 @@ def load_model(run: str | Path, which: str = "last") -> nn.Module:
         raise InputError(refusal("which", which, ["last", "best"]))
     if Path(run).suffix == ".safetensors":
         return Checkpoint.load(Path(run)).module()
+    log = RunLog.of(Store.holding(str(run)), str(run))
     with tempfile.TemporaryDirectory() as folder:
-        return Checkpoint.load(Store.holding(str(run)).open(str(run)).fetch(LAST if which == "last" else BEST, folder)).module()
+        return Checkpoint.load(log.fetch(LAST if which == "last" else BEST, folder)).module()

@@ -14,8 +14,8 @@ import pandas as pd
 
 from harness.errors import MissingArtifact
 from harness.frames import Launched, each
-from harness.outage import IMPATIENT
-from harness.tracking import QUIET, RunLog, told
+from harness.outage import IMPATIENT, told
+from harness.tracking import RunLog
 
 PACKAGES = ("torch", "numpy", "mlflow", "scipy", "pandas", "statsmodels")
 
@@ -53,7 +53,7 @@ def _records(launched: Launched, run_ids: Sequence[str]) -> list[Mapping[str, An
             return None
         return content if content.get("schema", 0) >= 2 else None
 
-    with told({**IMPATIENT, **QUIET}), ThreadPoolExecutor(8) as pool:
+    with told(IMPATIENT), ThreadPoolExecutor(8) as pool:
         return [record for record in pool.map(read, wanted) if record]
 
 

@@ -15,9 +15,10 @@ import pandas as pd
 from harness import chart, frames
 from harness.config import slug
 from harness.frames import Launched
+from harness.store import Store
 from harness.study import Study
 from harness.survey import SETTLED
-from harness.tracking import RunLog, Store
+from harness.tracking import RunLog
 
 PLOTS = "plots"
 
@@ -58,7 +59,8 @@ def open_run(store: Store, name: str, edition: str) -> RunLog:
         if run.info.status == "RUNNING":
             store.end(run.info.run_id, "KILLED")
     tags = {"report": name, "edition": edition}
-    log = RunLog(store, found[0]) if found else store.create(name, f"{name}-report", "harness study", tags)
+    run = found[0] if found else store.create(name, f"{name}-report", "harness study", tags)
+    log = RunLog(store, run)
     log.forget_error()
     store.update(log.id, status="RUNNING")
     return log
@@ -112,7 +114,7 @@ def write(name: str, launcher: str | None = None) -> Report:
     log.tags({"mlflow.note.content": note, **({"copies": slug(copies)} if copies else {})})
     if launcher:
         launched.store.update(launcher, name=f"report-{launched.study.name}")
-        launched.store.open(launcher).tags({"mlflow.note.content": f"The report: [{launched.study.name}]({log.page})"})
+        RunLog.of(launched.store, launcher).tags({"mlflow.note.content": f"The report: [{launched.study.name}]({log.page})"})
     place = log.place("report.html")
     return Report(launched.study, table, analysis.sentences, copies, agree, files, place, log.page, tuple(lost))
 

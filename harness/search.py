@@ -22,9 +22,10 @@ from harness.proposals import Proposer
 from harness.pruning import Rule, Trial
 from harness.recorder import fail
 from harness.space import Search
+from harness.store import Store, in_one_line
 from harness.study import Cell, Study, Variant
 from harness.survey import IDENTITY
-from harness.tracking import Store, in_one_line
+from harness.tracking import RunLog
 from harness.worker import Work
 
 
@@ -89,8 +90,8 @@ def run_search(
     with engine.opened(workers, scheduler, [plan.config for plan in plans]) as hands, ExitStack() as held:
         store = Store()
         if launcher:
-            held.enter_context(store.open(launcher).alone())
-            store.open(launcher).check_unused()
+            held.enter_context(RunLog.of(store, launcher).alone())
+            RunLog.of(store, launcher).check_unused()
         with in_one_line(store.uri), alone(store, search.name, say):
             hunt = Hunt(store, search, plans[0], hands, say, watch)
             return hunt.run(overrides, began, launcher)
@@ -145,7 +146,7 @@ class Hunt:
             )
             if launcher:
                 self.store.update(launcher, name=f"search-{name}")
-                self.store.open(launcher).tags({"mlflow.note.content": f"Its runs: [{name}]({link})"})
+                RunLog.of(self.store, launcher).tags({"mlflow.note.content": f"Its runs: [{name}]({link})"})
             log.finish("FAILED" if failed or final is None or final.failed else "FINISHED")
         except BaseException as error:
             fail(log, error)
@@ -261,7 +262,7 @@ class Hunt:
     def _curve(self, launch: Launch, trial: Asked, plan: Plan) -> dict[int, float]:
         """The costs of a run that ended."""
         assert trial.rule is not None
-        log = self.store.open(launch.runs[plan.cell.name].id)
+        log = RunLog.of(self.store, launch.runs[plan.cell.name].id)
         diverged = log.run.data.tags.get("diverged", "").removeprefix("epoch ")
         return trial.rule.cost(log.points(self.search.curve), int(diverged) if diverged else None)
 

@@ -20,8 +20,9 @@ from harness.config import RunConfig, slug
 from harness.errors import DataError, InputError, MissingArtifact, refusal
 from harness.plan import Plan, prepare
 from harness.results import CURVES, EpochRecord, same, ulps
+from harness.store import Store
 from harness.study import Study
-from harness.tracking import RunLog, Store
+from harness.tracking import RunLog
 from harness.training import Stack, exact_arithmetic, finals, train
 
 RTOL = 1e-5  # of the first losses, where bits differ
@@ -125,7 +126,9 @@ def verify(run_id: str, *, data_dir: str | None = None, tolerance: bool = False,
     store = Store.there()
     if store is None:
         raise InputError("there is no store here; set MLFLOW_TRACKING_URI to the one that has the run")
-    return _verified(Past.of(store.latest() if run_id == "latest" else store.open(run_id)), data_dir, tolerance, say)
+    return _verified(
+        Past.of(RunLog(store, store.latest() if run_id == "latest" else store.get(run_id))), data_dir, tolerance, say
+    )
 
 
 def _verified(past: Past, data_dir: str | None, tolerance: bool, say: Say) -> Verdict:
@@ -156,7 +159,7 @@ def sample(study: Study | str | Path, count: int, *, data_dir: str | None = None
     drawn = random.SystemRandom().sample(ids, min(count, len(ids)))  # whoever made the runs cannot know which
     verdicts = []
     for run_id in drawn:
-        verdicts.append(_verified(Past.of(store.open(run_id)), data_dir, False, lambda line: None))
+        verdicts.append(_verified(Past.of(RunLog.of(store, run_id)), data_dir, False, lambda line: None))
         for line in verdicts[-1].lines():
             say(line)
     say(f"sample    {supported(sum(v.exact for v in verdicts), len(drawn), len(ids))}")

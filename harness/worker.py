@@ -19,8 +19,9 @@ from harness.plan import prepare
 from harness.pruning import Rule
 from harness.recorder import PREVIOUS, Recorder, RunResult, fail
 from harness.results import EpochRecord
+from harness.store import Store
 from harness.study import Cell
-from harness.tracking import RunLog, Store
+from harness.tracking import RunLog
 from harness.training import Stack, exact_arithmetic
 
 PATIENCE = 60  # seconds that a run may still be held by a worker whose driver is gone: it looks up once an epoch
@@ -75,14 +76,14 @@ def work(what: Work, tell: Tell) -> dict[str, RunResult | str]:
     with ExitStack() as held, exact_arithmetic():
         groups: dict[tuple[int, bool], list[Taken]] = {}
         for lane in what.lanes:
-            log = store.insist(partial(store.open, lane.run_id))
+            log = store.outage.outlasted(partial(RunLog.of, store, lane.run_id))
             try:
                 held.enter_context(log.alone(PATIENCE))
             except InputError as error:  # whoever holds it writes it
                 ended[lane.run_id] = str(error)
                 continue
             try:
-                log = store.open(lane.run_id)  # as it is now that nobody else holds it
+                log = RunLog.of(store, lane.run_id)  # as it is now that nobody else holds it
                 if log.run.info.status != "FINISHED":
                     taken = _take(log, lane, what)
                     groups.setdefault(taken.stands, []).append(taken)
@@ -96,7 +97,7 @@ def work(what: Work, tell: Tell) -> dict[str, RunResult | str]:
         except KeyboardInterrupt:  # here, where the runs are held, so that whoever takes them up next has the last word
             with suppress(StoreAway):  # they stand as after a kill by force
                 for mine in (taken.recorder.log for group in groups.values() for taken in group):
-                    log = store.open(mine.id)
+                    log = RunLog.of(store, mine.id)
                     if log.run.info.status == "RUNNING" and log.attempt == mine.attempt:
                         log.finish("KILLED")
             raise
@@ -158,7 +159,7 @@ def _train(group: Sequence[Taken], what: Work, tell: Tell) -> dict[str, RunResul
             return ended | {taken.recorder.log.id: _failed(taken.recorder.log, error) for taken in left}
         alone = replace(what, rule=None)  # one seed does not speak for the trial; the driver finds its end from the curves
         for taken in left:
-            ended |= _train([_take(taken.recorder.log.store.open(taken.lane.run_id), taken.lane, what)], alone, tell)
+            ended |= _train([_take(RunLog.of(taken.recorder.log.store, taken.lane.run_id), taken.lane, what)], alone, tell)
     return ended
 
 

@@ -11,7 +11,7 @@ from hypothesis import settings
 from mlflow import MlflowClient
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from harness.tracking import Store
+from harness.store import Store
 
 # no sandbox, since root has none; nothing that asks the network of its own accord
 CHROMIUM = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update")

@@ -20,7 +20,7 @@ from harness.checkpoint import Checkpoint
 from harness.config import RunConfig
 from harness.launch import RunResult, resume
 from harness.results import EpochRecord
-from harness.tracking import Store
+from harness.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = RunConfig(

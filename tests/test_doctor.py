@@ -22,7 +22,8 @@ from mlflow.entities import Run
 
 from harness.data import DATASETS, files
 from harness.doctor import Finding, examine
-from harness.tracking import Store
+from harness.store import Store
+from harness.tracking import RunLog
 
 ROOT = Path(__file__).resolve().parent.parent
 MLFLOW = Path(sys.executable).parent / "mlflow"
@@ -454,7 +455,7 @@ def test_ended_runs_and_those_of_other_programs_are_left_alone(place: Path, clie
 def test_a_run_that_has_just_been_created_is_given_a_moment(place: Path, client: MlflowClient) -> None:
     """It is in the store before its process holds it."""
     store = Store()
-    log = store.create("harness", "young")
+    log = RunLog(store, store.create("harness", "young"))
     (left, _) = about("runs", reap=True, older_than=0)
     assert left.state == "warn"
     assert "nobody holds it yet" in left.text

@@ -29,8 +29,9 @@ from harness.config import RunConfig, slug
 from harness.driver import Progress, StudyResult
 from harness.errors import InputError
 from harness.plan import prepare, prepare_all
+from harness.store import Store, store_uri
 from harness.study import Study
-from harness.tracking import RunLog, Store, store_uri
+from harness.tracking import RunLog
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"dataset": "mnist_5k", "epochs": 2, "max_batches": 4, "hidden_dim": 8}
@@ -627,7 +628,7 @@ def test_run_that_another_process_trains_is_left_to_it(client: MlflowClient, mon
     with pytest.raises(KeyboardInterrupt):
         launch(study, watch=watch)
     mine = cells(client, "held")["act=tanh-s0"]
-    with Store().open(mine.info.run_id).alone():
+    with RunLog.of(Store(), mine.info.run_id).alone():
         client.update_run(mine.info.run_id, status="RUNNING")
         result = launch(study)
         assert result.failed == {"act=tanh-s0": f"run {mine.info.run_id} is being trained by another process"}
@@ -649,10 +650,10 @@ def test_run_begun_with_other_code_is_not_resumed(client: MlflowClient, whole: S
 
 def test_worker_with_other_code_trains_nothing(client: MlflowClient) -> None:
     plan = prepare(RunConfig(**TINY), lambda line: None)
-    log = Store().create("other code", plan.cell.name, tags=plan.tags)
-    lane = worker.Lane(log.id, plan.cell, plan.config, plan.data.digest, "0" * 64)
-    assert "code here is not the driver's" in worker.work(worker.Work(Store().uri, (lane,)), lambda run_id, done: None)[log.id]
-    assert client.get_run(log.id).data.metrics == {}
+    run_id = Store().create("other code", plan.cell.name, tags=plan.tags).info.run_id
+    lane = worker.Lane(run_id, plan.cell, plan.config, plan.data.digest, "0" * 64)
+    assert "code here is not the driver's" in worker.work(worker.Work(Store().uri, (lane,)), lambda run_id, done: None)[run_id]
+    assert client.get_run(run_id).data.metrics == {}
 
 
 def test_worker_without_the_store_says_so_and_makes_none(tmp_path: Path) -> None:
@@ -764,7 +765,8 @@ def test_script_that_forgets_its_guard_ends_with_a_line_that_says_so(tmp_path: P
 
 def test_workers_that_log_the_same_new_dataset_at_once_all_do(client: MlflowClient, whole: StudyResult) -> None:
     """MLflow looks for a dataset and then makes it; two at once, and one of them breaks on the other's row."""
-    logs = [Store().create("datasets", f"r{k}") for k in range(4)]
+    stores = [Store() for _ in range(4)]
+    logs = [RunLog(store, store.create("datasets", f"r{k}")) for k, store in enumerate(stores)]
     together = threading.Barrier(len(logs))
 
     def log(mine: RunLog) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.interrupts import POLITE, waiting
-from harness.tracking import Store
+from harness.store import Store
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def test_a_call_to_a_sqlite_store_is_not_cut(tmp_path: Path) -> None:
     store = Store(f"sqlite:///{tmp_path}/mlflow.db")
 
     def work() -> None:
-        with store.asked():
+        with store.outage.noticed():
             os.kill(os.getpid(), signal.SIGINT)
             store.client.create_experiment("whole")
 

@@ -27,8 +27,9 @@ from mlflow.exceptions import MlflowException
 
 from harness.errors import HarnessError, InputError, StoreAway
 from harness.journal import Entry, Journal
-from harness.outage import IMPATIENT, is_outage
-from harness.tracking import RunLog, Store, told
+from harness.outage import IMPATIENT, is_outage, told
+from harness.store import Store
+from harness.tracking import RunLog
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 30  # of a third of a second and more
@@ -448,7 +449,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def away(store: Store) -> None:
     """Have it known that the store did not answer long ago, so that it is asked shortly and not for 20 seconds."""
-    store.asked_last = time.monotonic() - 3600
+    store.outage.asked_last = time.monotonic() - 3600
 
 
 def path(store: Store) -> str:
@@ -462,7 +463,7 @@ def rows(log: RunLog, key: str) -> list[tuple[int, float]]:
 def test_what_is_written_to_a_locked_store_is_kept_in_order_and_delivered_once(store: Store) -> None:
     said: list[str] = []
     store.say = said.append
-    log = store.create("e", "r")
+    log = RunLog(store, store.create("e", "r"))
     with log.alone():
         log.metrics({"loss": 2.0}, 0)
         with closing(sqlite3.connect(path(store))) as other:
@@ -492,26 +493,26 @@ def test_what_is_written_to_a_locked_store_is_kept_in_order_and_delivered_once(s
 
 def test_journal_of_a_process_that_is_gone_is_delivered_by_the_next_that_holds_the_run(store: Store) -> None:
     """Also when half of it had been delivered before: what the store has already is not there twice."""
-    log = store.create("e", "r")
+    log = RunLog(store, store.create("e", "r"))
     journal = Journal(store.journal_folder(log.id))
     for step in (1, 2, 3):
         journal.add(Entry(attempt=1, metrics=(("loss", 0.1 * step, 1000 + step, step),)))
     store.client.log_metric(log.id, "loss", 0.1, 1001, 1)
-    with store.open(log.id).alone():
+    with RunLog.of(store, log.id).alone():
         assert rows(log, "loss") == [(1, 0.1), (2, 0.2), (3, 0.1 * 3)]
     assert not journal.folder.exists()
 
 
 def test_journal_of_a_run_that_went_on_elsewhere_is_void(store: Store) -> None:
-    log = store.create("e", "r", tags={"attempt": 2})
+    log = RunLog(store, store.create("e", "r", tags={"attempt": 2}))
     Journal(store.journal_folder(log.id)).add(Entry(attempt=1, metrics=(("loss", 0.1, 1000, 1),)))
-    with store.open(log.id).alone():
+    with RunLog.of(store, log.id).alone():
         assert rows(log, "loss") == []
     assert not store.journal_folder(log.id).exists()
 
 
 def test_refused_value_and_deleted_run_fail_at_once_and_are_not_kept(store: Store) -> None:
-    log = store.create("e", "r")
+    log = RunLog(store, store.create("e", "r"))
     with log.alone():
         with pytest.raises(MlflowException, match="Invalid value"):
             log.metrics({"not:a(name)%": 1.0}, 0)
@@ -522,14 +523,14 @@ def test_refused_value_and_deleted_run_fail_at_once_and_are_not_kept(store: Stor
 
 
 def test_writer_that_does_not_hold_the_run_keeps_nothing(store: Store) -> None:
-    log = store.create("e", "r")
+    log = RunLog(store, store.create("e", "r"))
     with closing(sqlite3.connect(path(store))) as other:
         other.execute("BEGIN EXCLUSIVE")
         away(store)
         with pytest.raises(StoreAway, match="does not answer"):
             log.tags({"edition": 1})
     assert not store.journal_folder(log.id).exists()
-    assert store.back(0)
+    assert store.outage.over(0)
 
 
 def test_store_away_is_no_bad_input() -> None:

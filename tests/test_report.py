@@ -11,8 +11,8 @@ import pytest
 import harness
 from harness import report
 from harness.report import Report
+from harness.store import Store
 from harness.study import Study
-from harness.tracking import Store
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),

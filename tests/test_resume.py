@@ -31,7 +31,7 @@ from harness.launch import RunResult, resume
 from harness.plan import prepare
 from harness.recorder import Recorder
 from harness.results import EpochRecord
-from harness.tracking import Store
+from harness.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 16
@@ -507,7 +507,7 @@ def test_every_one_of_six_hundred_damages_is_refused_and_the_checkpoint_before_i
     header = 8 + int.from_bytes(content[:8], "little")
     bits = [*rng.sample(range(8 * header), 250), *rng.sample(range(8 * header, 8 * len(content)), 250)]
     lengths = [0, 1, 7, 8, header - 1, header, len(content) - 1, *rng.sample(range(len(content)), 93)]
-    recorder = Recorder(Store().open(run_id), prepare(SHORT, lambda line: None))
+    recorder = Recorder(tracking.RunLog.of(Store(), run_id), prepare(SHORT, lambda line: None))
     for damaged in [*(flipped(content, bit) for bit in bits), *(content[:length] for length in lengths)]:
         last.write_bytes(damaged)
         before.write_bytes(whole_one)

@@ -14,7 +14,7 @@ from harness import frames, pruning
 from harness.pruning import Trial
 from harness.search import SearchResult, run_search
 from harness.space import Search
-from harness.tracking import Store
+from harness.store import Store
 
 SPACE: dict[str, Any] = {
     "optimizer": {"choices": ["sgd", "adam"]},

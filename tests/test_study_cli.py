@@ -28,7 +28,7 @@ from mlflow.entities import Run
 import harness
 from harness.cli import main
 from harness.config import FIELDS
-from harness.tracking import Store
+from harness.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = """\
@@ -384,7 +384,7 @@ def mixed(story: SimpleNamespace) -> Iterator[Path]:
         client.set_tag(runs["rectified-s0"].info.run_id, "code_digest", "0" * 64)
         client.update_run(runs["plain-s1"].info.run_id, status="RUNNING")
         client.update_run(runs["rectified-s1"].info.run_id, status="RUNNING")
-        with Store().lock(runs["plain-s1"].info.run_id):  # as the process that trains it would
+        with Store().locks.hold(runs["plain-s1"].info.run_id):  # as the process that trains it would
             yield story.folder
 
 

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.entities import Param, Run, RunData, RunInfo, RunStatus, RunTag
 
+from harness.store import Store
 from harness.study import Cell, Study
 from harness.survey import DIGESTS, SETTLED, STATES, Standing, survey
-from harness.tracking import RunLog, Store
+from harness.tracking import RunLog
 
 STATUSES = [RunStatus.to_string(status) for status in RunStatus.all_status()]
 NOBODY: Callable[[str], bool] = lambda run_id: False  # noqa: E731
@@ -252,12 +253,12 @@ def test_states_are_read_from_a_store_as_they_were_written(tmp_path: Path) -> No
 
     def begun(index: int, **other: str) -> RunLog:
         cell = STUDY.cells[index]
-        log = store.create("x", cell.name, tags=tags(cell, **other))
+        log = RunLog(store, store.create("x", cell.name, tags=tags(cell, **other)))
         log.params(cell.config.text())
         return log
 
     def states() -> list[str]:
-        return [standing.state for standing in survey(wanted, store.runs("x", study="x"), store.held)]
+        return [standing.state for standing in survey(wanted, store.runs("x", study="x"), store.locks.held)]
 
     assert states() == ["missing"] * 8
     begun(0).finish("FINISHED")
@@ -274,14 +275,14 @@ def test_states_are_read_from_a_store_as_they_were_written(tmp_path: Path) -> No
     gone, alive = begun(6), begun(7)
     with alive.alone():
         assert states() == ["finished", "diverged", "failed", "failed", "stale", "missing", "failed", "running"]
-        found = survey(wanted, store.runs("x", study="x"), store.held)
+        found = survey(wanted, store.runs("x", study="x"), store.locks.held)
         assert [s.reason for s in found] == [
             *("", "in epoch 2", "killed; goes on from its checkpoint", "oserror disk full", "the code changed", "scheduled"),
             *("its process is gone; goes on from its checkpoint", ""),
         ]
     assert states()[7] == "failed"
     again = begun(4)
-    for log in (killed, failed, gone, alive, again, store.open(found[5].run.info.run_id)):
+    for log in (killed, failed, gone, alive, again, RunLog.of(store, found[5].run.info.run_id)):
         log.finish("FINISHED")
     assert states() == ["finished", "diverged", *["finished"] * 6]
     store.client.delete_run(killed.id)

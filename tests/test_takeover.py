@@ -21,7 +21,7 @@ from harness.config import RunConfig
 from harness.errors import TakenOver
 from harness.launch import resume
 from harness.results import EpochRecord
-from harness.tracking import Store
+from harness.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 12
