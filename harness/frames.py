@@ -78,6 +78,12 @@ def _last(store: Store, name: str) -> tuple[RunLog, Any] | None:
             raise InputError(f"run {report.id}: {STUDY_FILE} is not JSON; launch {name} again: {error}") from None
 
 
+def last_study(store: Store, name: str) -> Study | None:
+    """A study as it was last launched; None where it never was."""
+    found = _last(store, name)
+    return Study(**found[1]["study"]) if found else None
+
+
 def last_overrides(store: Store, name: str) -> dict[str, Any]:
     """With which overrides a study was last launched."""
     found = _last(store, name)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.special import betaincinv
 
-from harness import record, trace
+from harness import frames, record, trace
 from harness.checkpoint import state_digest
 from harness.config import RunConfig, slug
 from harness.errors import DataError, InputError, MissingArtifact, refusal
@@ -26,7 +26,7 @@ from harness.tracking import RunLog
 from harness.training import Stack, exact_arithmetic, finals, train
 
 RTOL = 1e-5  # of the first losses, where bits differ
-MATTERS = 0.02  # nats: the smallest difference of test losses that matters, for a run of no study
+METRIC, MATTERS = "final/test_loss", 0.02  # nats: what conclusions are about, for a run of no study that says so
 LEVELS = ("same bits", "same first losses", "same conclusions", "another result")
 Say = Callable[[str], None]
 Row = Mapping[str, float]
@@ -99,6 +99,14 @@ class Past:
     @property
     def config(self) -> RunConfig:
         return RunConfig(**self.record["config"])
+
+    def conclusions(self) -> tuple[str, float]:
+        """The metric that its study draws conclusions about, as last launched, and the smallest difference that matters.
+
+        METRIC and MATTERS for a run of no study, and of one that declares none.
+        """
+        study = frames.last_study(self.log.store, self.log.run.data.tags.get("study", ""))
+        return (study.metric, study.matters) if study and study.matters else (METRIC, MATTERS)
 
     def contradictions(self) -> Iterator[str]:
         """Where the record is not what the run's tags say: one of the two was altered."""
@@ -215,8 +223,9 @@ def _level(past: Past, first: str, losses: Sequence[str], ended: Mapping[str, fl
     now = np.array([float.fromhex(text) for text in losses])
     if len(now) == len(then) and np.allclose(now, then, rtol=RTOL, atol=0, equal_nan=True):
         return LEVELS[1]
-    difference = abs(ended["final/test_loss"] - past.log.run.data.metrics.get("final/test_loss", np.nan))
-    return LEVELS[2] if difference < MATTERS else LEVELS[3]
+    metric, matters = past.conclusions()
+    difference = abs(ended.get(metric, np.nan) - past.log.run.data.metrics.get(metric, np.nan))
+    return LEVELS[2] if difference < matters else LEVELS[3]
 
 
 def _epoch(past: Past, done: EpochRecord, digest: str) -> str:

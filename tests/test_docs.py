@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -15,7 +16,7 @@ import click
 import numpy as np
 import pytest
 
-from harness import cli, space
+from harness import cli, engine, outage, space
 from harness.config import CHOICES, FIELDS, RunConfig, choices
 from harness.data import load
 from harness.layerlist import read
@@ -110,6 +111,49 @@ def test_readme_has_two_set_up_commands_for_ci_to_run() -> None:
 def test_networks_of_the_notebook_are_layer_lists(path: Path) -> None:
     linear = [layer.size for layer in read(path).layers if layer.type == "linear"]
     assert linear == ([256, 128, 64] if path.stem.endswith("_meant") else [256, 128])
+
+
+# commands that repeat a promise, and the waits that the pages promise
+
+PYTEST = re.compile(r"(?:^ {4}|`)(?:\w+=\S+ )*(?:python -m )?pytest( [^`\n#]*)", re.M)
+COLLECT = """
+import json, sys
+import pytest
+class Count:
+    def pytest_collection_finish(self, session):
+        self.items = len(session.items)
+found = {}
+for line, words in json.loads(sys.argv[1]).items():
+    count = Count()
+    count.items = 0
+    pytest.main([*words, "--collect-only", "-qq", "-p", "no:cacheprovider"], plugins=[count])
+    found[line] = count.items
+print(json.dumps(found))
+"""
+
+
+def test_commands_of_tests_in_the_docs_select_some() -> None:
+    """All in one process, so that torch and MLflow are imported once."""
+    lines = {line.strip() for page in PAGES for line in PYTEST.findall(page.read_text(encoding="utf-8"))} - {""}
+    assert len(lines) > 25
+    asked = {line: shlex.split(line) for line in sorted(lines) if "tests/" in line}
+    done = subprocess.run(
+        [sys.executable, "-c", COLLECT, json.dumps(asked)], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert [line for line, items in found.items() if not items] == []
+
+
+def test_waits_that_the_docs_promise_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    assert f"without a sign of life for {engine.SILENCE} s it is killed" in text
+    request = int(outage.IMPATIENT["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+    tries = 1 + int(outage.IMPATIENT["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
+    assert f"at most {tries * request} s (two tries of {request} s by HTTP" in text
+    assert f"asked every {outage.EVERY} s for at most {outage.SHORT} s" in text
+    assert outage.WAIT == 60
+    assert "At its end a run waits a minute" in text
 
 
 # docs/extending.md

@@ -314,6 +314,7 @@ def test_run_whose_store_stays_away_ends_in_one_line_and_is_delivered_by_a_resum
     began = time.monotonic()
     code, err = process.end()
     assert code == 1, process.text
+    print(f"the run ended {time.monotonic() - began:.1f} s after its last epoch")
     assert time.monotonic() - began < 90
     (journal,) = journals(tmp_path)
     assert err.startswith(f"harness: error: store {server.uri} does not answer")

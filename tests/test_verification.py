@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 from harness import RunConfig, record
+from harness.driver import run_study
 from harness.errors import InputError
 from harness.launch import train
 from harness.results import ulps
+from harness.study import Study
 from harness.verification import sample, supported, verify
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,6 +137,43 @@ def test_tolerance_tells_how_much_is_the_same_in_spite_of_a_difference(store: st
     client = MlflowClient(store)
     client.log_metric(run_id, "final/test_loss", client.get_run(run_id).data.metrics["final/test_loss"] + 0.021, step=3)
     assert verify(run_id, tolerance=True, say=quiet).level == "another result"
+
+
+def test_conclusions_of_a_run_of_a_study_are_judged_by_what_matters_to_the_study(store: str) -> None:
+    study = Study(
+        name="small", question="Which?", design="list", seeds=(0,), metric="final/test_accuracy", matters=0.05,
+        base=SMALL, variants=({"name": "plain"},),
+    )  # fmt: skip
+    run_study(study, workers=0, say=quiet)
+    client = MlflowClient(store)
+    (run,) = [
+        run for run in client.search_runs([client.get_experiment_by_name("small").experiment_id]) if "cell" in run.data.tags
+    ]
+    place = Path(store.removeprefix("sqlite:///")).parent / "mlruns" / "small" / run.info.run_id / "artifacts" / "record.json"
+    content = json.loads(place.read_text(encoding="utf-8"))
+    content["trace"]["first_losses"][3] = (9.0).hex()
+    place.write_text(json.dumps(content), encoding="utf-8")
+    metrics = run.data.metrics
+
+    def level(**moved: float) -> str:
+        for part, by in moved.items():
+            client.log_metric(run.info.run_id, f"final/test_{part}", metrics[f"final/test_{part}"] + by, step=9)
+        return verify(run.info.run_id, tolerance=True, say=quiet).level
+
+    assert level(loss=1.0, accuracy=0.04) == "same conclusions"
+    assert level(loss=0.0, accuracy=0.06) == "another result"
+
+
+def test_final_metric_that_differs_and_tags_that_are_not_what_the_record_says_are_named(store: str) -> None:
+    run_id = trained()
+    client = MlflowClient(store)
+    client.log_metric(run_id, "final/train_loss", client.get_run(run_id).data.metrics["final/train_loss"] + 1e-9, step=3)
+    digests = ("config_digest", "history_digest", "state_digest")
+    for digest in digests:
+        client.set_tag(run_id, digest, "0" * 64)
+    verdict = verify(run_id, say=quiet)
+    assert verdict.first.startswith("final/train loss, by ")
+    assert [cause.split()[1] for cause in verdict.causes if cause.startswith("record: ")] == list(digests)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema": 1}', '{"schema": 2}', '{"schema": 2, "trace": {"epochs": 3}}'])
