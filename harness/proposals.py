@@ -12,7 +12,8 @@ from optuna.samplers import BaseSampler, CmaEsSampler, QMCSampler, RandomSampler
 from optuna.trial import TrialState
 
 from harness.pruning import Trial, mean
-from harness.space import WHOLE, Levels, Range, Search
+from harness.ranges import WHOLE, Levels, Range
+from harness.space import Search
 from harness.study import Variant
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -27,6 +27,7 @@ ROWS = (
         "sources",
         "study",
         "sequential",
+        "ranges",
         "space",
         "pruning",
         "survey",
