@@ -228,8 +228,8 @@ def study(study: str, dry_run: bool, workers: str, scheduler: str | None, numeri
 def search(study: str, trials: str, workers: str, scheduler: str | None, numerics: str, **given: Any) -> None:
     """Find the best setting of each condition on validation data, then compare them on fresh seeds and the test set.
 
-    NAME is a search that comes with harness (tuning) or lies in ./experiments; FILE is any TOML file. Started again it goes
-    on where it stopped.
+    NAME is a search that comes with harness (tuning, fair_optimizers) or lies in ./experiments; FILE is any TOML file. Started
+    again it goes on where it stopped.
     """
     choose(numerics)
     for name, text in (("trials", trials), ("workers", workers)):

@@ -44,6 +44,8 @@ class Progress:
     passed: dict[str, int] = field(default_factory=dict)  # cell -> its epochs, of these
     running: dict[str, float] = field(default_factory=dict)  # cell -> test (validation) loss of its last epoch
     began: float = field(default_factory=time.monotonic)
+    what: str = "cells"  # that are counted; a search counts trials
+    part: str = "test"  # that the losses are of
 
     @property
     def epoch(self) -> int:
@@ -240,6 +242,7 @@ class Launch:
         self.plans = {plan.cell.name: plan for plan in plans}
         self.edition = named or edition(study, plans)
         self.part = "val" if study.metric.startswith("final/val") else "test"  # where nothing may be seen of the test set
+        self.shown = "test" if self.part == "test" else "validation"
         self.runs: dict[str, RunLog] = {}  # cell -> its run: settled, or to be trained
         self.left: dict[str, str] = {}  # run id -> cell, of runs that have not ended
         self.twins: dict[str, str] = {}  # cell -> the cell that trains for it
@@ -298,7 +301,9 @@ class Launch:
             else:
                 self.twins[name] = leader
         self._tidy(runs)
-        self.progress = Progress(len(self.plans), len(self.plans) - len(self.left), sum(p.config.epochs for p in todo))
+        self.progress = Progress(
+            len(self.plans), len(self.plans) - len(self.left), sum(p.config.epochs for p in todo), part=self.shown
+        )
         return todo
 
     def lane(self, plan: Plan) -> Lane:
@@ -373,8 +378,7 @@ class Launch:
         del self.left[run.info.run_id]
         self.progress.settled += 1
         metrics, diverged = run.data.metrics, run.data.tags.get("diverged")
-        shown = "test" if self.part == "test" else "validation"
-        numbers = f"{shown} loss {metrics[f'{self.part}/loss']:.4g}  accuracy {metrics[f'{self.part}/accuracy']:.4f}"
+        numbers = f"{self.shown} loss {metrics[f'{self.part}/loss']:.4g}  accuracy {metrics[f'{self.part}/accuracy']:.4f}"
         self._line(name, f"{numbers}{f'  diverged in {diverged}' if diverged else ''}")
 
     def _failed(self, name: str, why: str) -> None:

@@ -150,12 +150,12 @@ class EpochLines(Lines):
 
 
 class StudyLines(Lines):
-    """On a terminal, how many cells are done, train and failed, and the losses of those that train; else nothing more."""
+    """On a terminal, how many cells (trials) are done, how many runs train and with what losses; else nothing more."""
 
     def __call__(self, now: StudyProgress) -> None:
         """Show how far a study is."""
         if sys.stdout.isatty():
             losses = sorted(now.running.values())
-            of = f", test loss {losses[0]:.3g} to {losses[-1]:.3g}" if losses else ""
-            text = f"{now.settled}/{now.cells} cells, {len(now.running)} training{of}, {now.failed} failed; epoch"
+            of = f", {now.part} loss {losses[0]:.3g} to {losses[-1]:.3g}" if losses else ""
+            text = f"{now.settled}/{now.cells} {now.what}, {len(now.running)} training{of}, {now.failed} failed; epoch"
             self.draw(text, now.epoch, now.epochs)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from harness import chart, driver, engine, pruning, report, stacks
 from harness.data import Data
-from harness.driver import Launch, Say, StudyResult, Watch, alone
+from harness.driver import Launch, Progress, Say, StudyResult, Watch, alone
 from harness.engine import Engine
 from harness.errors import InputError
 from harness.plan import Plan, prepare, prepare_all
@@ -107,7 +107,7 @@ class Hunt:
         self.cells: dict[str, Any] = {}  # cell -> the tags that tell its run from others
         self.dataset, self.loaded = first.data.name, dict[tuple[str, ...], Data]()
         self.edition = hashlib.sha256(f"{search.digest} {first.data.digest}".encode()).hexdigest()[:8]
-        self.trained, self.seconds = 0, 0.0
+        self.trained, self.seconds, self.began = 0, 0.0, time.monotonic()
 
     def run(self, overrides: Mapping[str, Any], began: float, launcher: str | None) -> SearchResult:
         """All rounds, the comparison at the end, and what there is to be said of both."""
@@ -217,7 +217,9 @@ class Hunt:
     def _train(self, round_: list[Asked]) -> None:
         """Train what the store has not got of a round; then tell the samplers what its trials came to, in order."""
         plans = [plan for trial in round_ for plan in trial.plans]
-        launch = Launch(self.store, self._unfolded(), plans, lambda line: None, self.watch, self.edition)
+        launch = Launch(
+            self.store, self._unfolded(), plans, lambda line: None, lambda now: self._seen(now, launch, round_), self.edition
+        )
         try:
             todo = {plan.cell.name for plan in launch.claim()}
             works = []
@@ -237,6 +239,26 @@ class Hunt:
         self.trained += launch.trained
         for trial in round_:
             self._told(trial, launch)
+
+    def _seen(self, now: Progress, launch: Launch, round_: Sequence[Asked]) -> None:
+        """Show how far the search is, where one of its rounds says how far that is."""
+        left = set(launch.left.values())
+        open_ = [trial for trial in round_ if any(plan.cell.name in left for plan in trial.plans)]
+        done, expected = len(self.trials) - len(open_), max(self._expected(), len(self.trials))
+        each = len(self.search.study.seeds) * round_[0].condition.config.epochs  # given up early is done, too
+        midway = {plan.cell.name: now.passed.get(plan.cell.name, 0) for trial in open_ for plan in trial.plans}
+        passed = {"trials that are done": done * each, **midway}
+        self.watch(
+            Progress(expected, done, expected * each, now.failed, passed, now.running, self.began, what="trials", part=now.part)
+        )
+
+    def _expected(self) -> int:
+        """How many trials there will be: a budget in seconds buys as many as it did so far."""
+        search, told = self.search, sum(trial.state != "asked" for trial in self.trials)
+        most, budget = search.budget * len(self.proposers), search.settings.seconds
+        if budget is None:
+            return most
+        return min(most, math.ceil(told * budget / self.seconds)) if self.seconds else len(self.trials)
 
     def _told(self, trial: Asked, launch: Launch) -> None:
         """What a trial's runs came to, from the store."""

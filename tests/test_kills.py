@@ -135,13 +135,14 @@ SHORT_LEASE = "from harness import cli, engine; engine.SILENCE = {}; cli.run()" 
 
 
 class Driver:
-    """A real `python -m harness study`, in a process group of its own as under a terminal."""
+    """A real `python -m harness study` (or search), in a process group of its own as under a terminal."""
 
-    def __init__(self, place: Place, *arguments: str, lease: int | None = None) -> None:
+    def __init__(self, place: Place, *arguments: str, lease: int | None = None, command: str = "study") -> None:
         self.place = place
         program = ["-c", SHORT_LEASE.format(lease)] if lease else ["-m", "harness"]
+        health = ["--no-health"] if command == "study" else []
         self.child = subprocess.Popen(
-            [sys.executable, *program, "study", "small.toml", "--no-health", *arguments],
+            [sys.executable, *program, command, "small.toml", *health, *arguments],
             cwd=place.folder,
             env=place.environment,
             stdin=subprocess.DEVNULL,

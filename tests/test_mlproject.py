@@ -102,3 +102,41 @@ def test_study_is_launched_and_what_mlproject_does_not_declare_is_an_override(pr
 def test_bad_study_fails_the_run_in_one_line(project: Path) -> None:
     with pytest.raises(AssertionError, match=r"study='matrx' is not allowed.*nearest: matrix"):
         mlflow_run(project, "-e", "study", "-P", "study=matrx", "--env-manager", "local")
+
+
+SEARCH = """\
+name = "seek"
+question = "Does MLflow launch what harness launches?"
+seeds = [0, 1]
+base = {epochs = 2, max_batches = 4, hidden_dim = 8, validation = 0.2}
+search = {trials = 60, batch = 2, final_seeds = [9]}
+space = {lr = {low = 1e-3, high = 1.0, log = true}}
+"""
+
+
+@pytest.mark.slow
+def test_search_is_launched_and_its_best_setting_is_a_command_that_trains_it(project: Path) -> None:
+    (project / "experiments" / "seek.toml").write_text(SEARCH, encoding="utf-8")
+    launcher, text = mlflow_run(
+        project, "-e", "search", "-P", "study=seek", "-P", "trials=3", "-P", "workers=0", "--env-manager", "local"
+    )
+    assert "done     3 trials, 6 runs now" in text
+    assert (launcher.info.status, launcher.info.run_name) == ("FINISHED", "search-seek")
+    assert "[seek](" in launcher.data.tags["mlflow.note.content"]
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    experiments = [client.get_experiment_by_name(name).experiment_id for name in ("seek", "seek-best")]
+    trials = client.search_runs(experiments[:1], "tags.study = 'seek'")
+    assert sorted(run.data.tags["trial"] for run in trials) == ["0", "0", "1", "1", "2", "2"]
+    assert not [run for run in trials if "mlflow.parentRunId" in run.data.tags]
+    command = re.search(r"^ +mlflow run \. --env-manager local (-P .*)$", text, re.M)
+    assert command
+    run, _ = mlflow_run(project, "--env-manager", "local", *command[1].split())
+    (chosen,) = client.search_runs(experiments[1:], "tags.study = 'seek-best' and tags.variant = 'best'")
+    for tag in ("config_digest", "state_digest", "history_digest"):
+        assert run.data.tags[tag] == chosen.data.tags[tag]
+
+
+@pytest.mark.slow
+def test_bad_search_fails_the_run_in_one_line(project: Path) -> None:
+    with pytest.raises(AssertionError, match=r"study='tunning' is not allowed.*nearest: tuning"):
+        mlflow_run(project, "-e", "search", "-P", "study=tunning", "--env-manager", "local")

@@ -1,4 +1,4 @@
-"""A search on real digits: the same trials however it is run, and what it leaves in the store."""
+"""A search on real digits: the same trials however it is run, what may befall a trial, and what is left in the store."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import optuna
 import pytest
 
 from harness import frames, pruning
+from harness.driver import Progress
+from harness.errors import InputError
 from harness.pruning import Trial
 from harness.search import SearchResult, run_search
 from harness.space import Search
@@ -24,10 +26,17 @@ SPACE: dict[str, Any] = {
 STEPS = {"lr": {"low": 0.1, "high": 0.3, "step": 0.1}, "optimizer": {"choices": ["sgd", "adam"]}}
 
 
-def tiny(space: dict[str, Any] = SPACE, seeds: Sequence[int] = (0, 1), **search: Any) -> Search:
-    base = {"dataset": "mnist_5k", "epochs": 3, "max_batches": 2, "validation": 0.2, "hidden_dim": 16}
+def tiny(
+    space: dict[str, Any] = SPACE,
+    seeds: Sequence[int] = (0, 1),
+    factors: dict[str, Any] | None = None,
+    base: dict[str, Any] | None = None,
+    **search: Any,
+) -> Search:
+    study = {"factors": factors} if factors else {}
+    base = {"dataset": "mnist_5k", "epochs": 3, "max_batches": 2, "validation": 0.2, "hidden_dim": 16, **(base or {})}
     settings = {"trials": 10, "batch": 5, "pruner": "median", "final_seeds": [7, 8], **search}
-    return Search.of(name="tiny", question="Which?", seeds=list(seeds), base=base, search=settings, space=space)
+    return Search.of(name="tiny", question="Which?", seeds=list(seeds), base=base, search=settings, space=space, **study)
 
 
 def told(result: SearchResult) -> list[Any]:
@@ -79,6 +88,128 @@ def test_search_that_stops_anywhere_goes_on_to_the_same_trials(
     assert not any(name.startswith("final/") for run in pruned for name in run.data.metrics)
     assert set(frames.runs("tiny").state) >= {"finished", "pruned"}
     assert list(frames.summary("tiny-best").variant) == ["base", "best"]
+
+
+def test_progress_counts_the_trials_of_the_whole_search(store: Path) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def watch(now: Progress) -> None:
+        if now.what == "trials":
+            seen.append((now.settled, now.epoch))
+            assert (now.cells, now.epochs, now.part) == (10, 10 * 2 * 3, "validation")
+
+    run_search(tiny(), workers=0, say=quiet, watch=watch)
+    assert seen == sorted(seen)
+    assert {trials for trials, _ in seen} == set(range(11))
+    assert seen[-1] == (10, 60)
+
+
+def test_budget_in_seconds_ends_after_the_round_that_spends_it(store: Path) -> None:
+    few = run_search(tiny(trials=10_000, seconds=1e-9), workers=0, say=quiet)
+    assert (len(few.trials), few.trained) == (5, 10)
+    again = run_search(tiny(trials=10_000, seconds=1e-9), workers=0, say=quiet)
+    assert (again.trained, told(again)) == (0, told(few))
+    spent = sum(sum(run.points("time/epoch_seconds").values()) for run in map(Store().open, ids("tiny")))
+    more = run_search(tiny(trials=10_000, seconds=1.001 * spent), workers=0, say=quiet)
+    assert len(more.trials) > len(few.trials)
+    assert told(more)[:5] == told(few)
+
+
+def ids(study: str) -> list[str]:
+    return [run.info.run_id for run in Store().runs(study, study=study)]
+
+
+def test_each_condition_is_tuned_with_a_budget_of_its_own_and_compared_on_fresh_seeds(store: Path) -> None:
+    space = {"lr": SPACE["lr"], "weight_decay": {**SPACE["weight_decay"], "when": {"optimizer": ["adamw"]}}}
+    both = run_search(tiny(space, factors={"optimizer": ["sgd", "adamw"]}, trials=6, batch=3), workers=0, say=quiet)
+    by = {row: [trial for trial in both.trials if trial.condition.name == row] for row in both.best}
+    assert {row: len(trials) for row, trials in by.items()} == {"optimizer=sgd": 6, "optimizer=adamw": 6}
+    assert {name for trial in by["optimizer=sgd"] for name in trial.setting} == {"lr"}
+    assert {name for trial in by["optimizer=adamw"] for name in trial.setting} == {"lr", "weight_decay"}
+    runs = Store().runs("tiny", study="tiny")
+    assert len(runs) == 2 * 6 * 2
+    assert {run.data.tags["cell"].split()[0] for run in runs} == set(by)
+    final = both.final
+    assert final is not None
+    assert (final.study.metric, final.study.seeds) == ("final/test_loss", (7, 8))
+    assert [(row.name, row.config.optimizer) for row in final.study.rows] == [(row, row.partition("=")[2]) for row in by]
+    for row in final.study.rows:
+        best = both.best[row.name]
+        assert best.came is not None
+        assert best.came.cost == min(trial.came.cost for trial in by[row.name] if trial.state == "complete" and trial.came)
+        assert {name: getattr(row.config, name) for name in best.setting} == best.setting
+    assert len(frames.compare("tiny-best")) == 1
+    assert set(frames.trials("tiny")[1]) == set(by)
+
+
+def test_setting_that_the_data_refuses_costs_nothing_and_the_search_goes_on(store: Path) -> None:
+    """The last batch of 3,200 in batches of 3,199 is one sample, of which batchnorm has no variance."""
+    space = {"norm": {"choices": ["none", "batchnorm"]}, "batch_size": {"choices": [100, 3199]}}
+    result = run_search(tiny(space, [0], sampler="grid", trials=4, batch=2, pruner="none"), workers=0, say=quiet)
+    states = {tuple(trial.setting.values()): trial.state for trial in result.trials}
+    refused = [setting for setting, state in states.items() if state != "complete"]
+    assert len(states) == 4
+    assert [set(setting) for setting in refused] == [{"batchnorm", 3199}]
+    assert states[refused[0]] == "refused"
+    assert (result.failed, result.trained) == ({}, 3)
+    table, _ = frames.trials("tiny")
+    (why,) = table.why[table.state == "refused"]
+    assert "batchnorm" in why
+    assert result.final is not None
+
+
+def test_trial_that_fails_ends_the_search_after_its_round_and_is_tried_again(store: Path) -> None:
+    """A file where the checkpoints of a run should go; when it is out of the way, all is as if it had never been there."""
+    blocked: list[Path] = []
+
+    def block(now: Progress) -> None:
+        for run in Store().runs("tiny", study="tiny"):
+            folder = store / "mlruns" / "tiny" / run.info.run_id / "artifacts" / "checkpoints"
+            if run.data.tags["trial"] == "6" and not blocked and folder.is_dir():
+                for file in folder.iterdir():
+                    file.unlink()
+                folder.rmdir()
+                folder.write_text("in the way", encoding="utf-8")
+                blocked.append(folder)
+
+    stopped = run_search(tiny(trials=15), workers=0, say=quiet, watch=block)
+    assert list(stopped.failed) == ["trial 006"]
+    assert "checkpoints" in stopped.failed["trial 006"]
+    assert stopped.final is None
+    assert [trial.name for trial in stopped.trials if trial.state == "failed"] == ["trial 006"]
+    assert len(stopped.trials) == 10, "what comes later depends on it"
+    assert frames.is_search("tiny")
+    blocked[0].unlink()
+    mended = run_search(tiny(trials=15), workers=0, say=quiet)
+    assert mended.failed == {}
+    assert mended.final is not None
+    assert told(mended)[:6] == told(stopped)[:6]
+    assert mended.trained <= 2 + 5 * 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/other.db")
+        assert told(run_search(tiny(trials=15), workers=0, say=quiet)) == told(mended)
+
+
+def test_wilcoxon_ends_what_all_seeds_say_is_worse_than_the_best(store: Path) -> None:
+    """Three seeds could not say so: the least p of their test is 0.125."""
+    steps = {"lr": {"choices": [0.001, 0.1, 0.3, 1e-6]}}
+    asked = tiny(steps, range(5), sampler="grid", trials=4, batch=1, pruner="wilcoxon")
+    result = run_search(asked, workers=0, say=quiet)
+    by = {trial.setting["lr"]: trial for trial in result.trials}
+    assert by[0.001].state == "complete", "the first has no rival"
+    assert by[0.1].state == "complete"
+    assert by[1e-6].state == "pruned"
+    lost = by[1e-6].came
+    assert lost is not None
+    assert lost.pruned is not None
+    rival = result.best["best"].came
+    assert rival is not None
+    at = lost.pruned
+    assert len(lost.curves) == 5
+    better = sum(rival.curves[seed][at] < lost.curves[seed][at] for seed in range(5))
+    assert better >= 4, "or five seeds could not say so"
+    with pytest.raises(InputError, match=r"wilcoxon needs 4 seeds; with 3 its least p is 0\.125"):
+        tiny(steps, range(3), sampler="grid", pruner="wilcoxon")
 
 
 @pytest.mark.slow

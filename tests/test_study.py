@@ -432,7 +432,9 @@ def test_study_of_the_working_folder_comes_before_the_shipped_one(tmp_path: Path
     written(tmp_path, LIST.replace('"x"', '"mine"') + ROW, "experiments/mine.toml")
     assert Study.read("matrix").name == "x"
     assert Study.read("mine").name == "mine"
-    assert "factorial, matrix, mine, regularization, tuning; nearest: mine" in refused(lambda: Study.read("mines"))
+    assert "factorial, fair_optimizers, matrix, mine, regularization, tuning; nearest: mine" in refused(
+        lambda: Study.read("mines")
+    )
 
 
 def test_study_is_read_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,7 @@ def test_study_that_could_not_be_trained_is_refused_in_one_line(name: str, optio
 
 
 ARGUMENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "unknown study": (("study", "matrx"), ("study='matrx'", "allowed: factorial, matrix", "nearest: matrix")),
+    "unknown study": (("study", "matrx"), ("study='matrx'", "allowed: factorial, fair_optimizers, matrix", "nearest: matrix")),
     "file that is not there": (("study", "nowhere.toml"), ("nowhere.toml", "No such file")),
     "folder as file": (("study", "folder.toml"), ("folder.toml", "cannot be read")),
     "set without =": (("study", "x.toml", "--set", "lr"), ("set='lr'", "KEY=VALUE")),
