@@ -17,6 +17,7 @@ from harness.pruning import Trial
 from harness.search import SearchResult, run_search
 from harness.space import Search
 from harness.store import Store
+from harness.tracking import RunLog
 
 SPACE: dict[str, Any] = {
     "optimizer": {"choices": ["sgd", "adam"]},
@@ -109,7 +110,9 @@ def test_budget_in_seconds_ends_after_the_round_that_spends_it(store: Path) -> N
     assert (len(few.trials), few.trained) == (5, 10)
     again = run_search(tiny(trials=10_000, seconds=1e-9), workers=0, say=quiet)
     assert (again.trained, told(again)) == (0, told(few))
-    spent = sum(sum(run.points("time/epoch_seconds").values()) for run in map(Store().open, ids("tiny")))
+    spent = sum(
+        sum(run.points("time/epoch_seconds").values()) for run in (RunLog.of(Store(), run_id) for run_id in ids("tiny"))
+    )
     more = run_search(tiny(trials=10_000, seconds=1.001 * spent), workers=0, say=quiet)
     assert len(more.trials) > len(few.trials)
     assert told(more)[:5] == told(few)
