@@ -33,6 +33,7 @@ ALLOWED = {
     "seed": "a whole number from 0 to 4294967295",
     "batch": "a whole number from 1 to 1000",
     "direction": get_args(Direction),
+    "beside": "the name of a study: small letters, digits, - and _",
     "final_seeds": "different whole numbers from 0, as [100, 101] or '100..109', none of them among seeds",
 }
 Seeds = Annotated[tuple[StrictInt, ...], BeforeValidator(lambda given: parse_seeds(given) if isinstance(given, str) else given)]
@@ -51,6 +52,7 @@ class Settings(BaseModel):
     batch: Annotated[StrictInt, Field(ge=1, le=1000)] = 6  # trials asked for at a time, of each condition
     direction: Direction | None = None  # as the metric has it
     final_seeds: Annotated[Seeds, Field(min_length=1)]
+    beside: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,100}$")] | None = None  # a study of fixed settings, to rank beside
 
 
 class Search(BaseModel):
@@ -110,6 +112,9 @@ class Search(BaseModel):
         seeds = settings.final_seeds
         if min(seeds) < 0 or len(set(seeds)) < len(seeds) or set(seeds) & set(study.seeds):
             raise InputError(f"{where}: {refusal('final_seeds', list(seeds), str(ALLOWED['final_seeds']))}")
+        if settings.beside is not None and (settings.beside == study.name or not study.factors):
+            allowed = "another study, where [factors] name what both compare"
+            raise InputError(f"{where}: {refusal('beside', settings.beside, allowed)}")
         if len(study.name) > 95:
             raise InputError(f"{where}: {refusal('name', study.name, 'at most 95 characters')}")
         if settings.pruner == "wilcoxon" and (count := len(study.seeds)) < LEAST_SEEDS:
@@ -261,7 +266,7 @@ class Search(BaseModel):
         values = self.model_dump(mode="json")
         for key in ("question", "expect", "matters"):
             del values["study"][key]
-        for key in ("trials", "seconds", "final_seeds"):  # a larger budget goes on with the same trials
+        for key in ("trials", "seconds", "final_seeds", "beside"):  # a larger budget goes on with the same trials
             del values["settings"][key]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

@@ -45,6 +45,9 @@ def asked(search: Mapping[str, Any] = {}, space: dict[str, Any] = SPACE, **study
         ({"search": {"sampler": "grid"}}, ["space.lr", "grid takes no range without a step"]),
         ({"search": {"pruner": "wilcoxon"}}, ["needs 4 seeds", "0.25"]),
         ({"search": {"final_seeds": [1, 9]}}, ["final_seeds=[1, 9]", "none of them among seeds"]),
+        ({"search": {"beside": "matrix"}}, ["beside='matrix'", "[factors]"]),
+        ({"search": {"beside": "x"}, "factors": {"act": ["tanh"]}}, ["beside='x'", "another study"]),
+        ({"search": {"beside": "../x"}, "factors": {"act": ["tanh"]}}, ["beside='../x'", "small letters"]),
         ({"metric": "final/test_loss"}, ["final/test_loss", "chooses on validation"]),
         ({"base": {}}, ["validation above 0"]),
         ({"factors": {"lr": [0.1, 1.0]}}, ["lr is a factor"]),
@@ -64,6 +67,11 @@ def test_base_is_the_first_setting_where_the_space_holds_it() -> None:
     assert search.start(search.study.rows[0]) == {"lr": 0.01}
     search = asked(base={"validation": 0.2, "lr": 2.0})
     assert search.start(search.study.rows[0]) is None
+
+
+def test_study_that_it_is_ranked_beside_moves_no_trial() -> None:
+    factors = {"optimizer": ["sgd", "adam"]}
+    assert asked({"beside": "matrix"}, factors=factors).digest == asked(factors=factors).digest
 
 
 def test_condition_that_is_not_met_leaves_the_base() -> None:
