@@ -339,8 +339,13 @@ def report(study: str, output: str | None) -> None:
         raise InputError(f"output {output} is a file; allowed: a folder, which is made where there is none")
     launcher = os.environ.pop("MLFLOW_RUN_ID", None)  # `mlflow run -e report` has made one
     with suppress(*() if study.endswith(".toml") else (InputError,)):  # one whose file is gone may still be in the store
-        study = Study.read(study).name
-    from harness import report as reports
+        study = space.read(study).name
+    from harness import frames
+
+    if frames.is_search(study):
+        from harness import findings as reports
+    else:
+        from harness import report as reports  # type: ignore[no-redef]
 
     came = reports.write(study, launcher)
     for name, content in came.files.items() if folder is not None else ():

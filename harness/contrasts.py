@@ -51,7 +51,7 @@ def compared(blocks: Blocks, looks: int = 1) -> pd.DataFrame:
     """One row for each distinct variant but the base, with the columns COLUMNS, which docs/statistics.md explains."""
     others = [name for name in blocks.names if name != blocks.reference]
     level = simultaneous(len(others), looks)
-    frame = pd.DataFrame([_contrast(blocks, name, level) for name in others], columns=COLUMNS)
+    frame = pd.DataFrame([contrast(blocks, name, blocks.reference, level) for name in others], columns=COLUMNS)
     frame["p_holm"] = holm(frame.p_paired.to_list())
     if model := Blocked.fit(blocks):
         columns = model.columns(level).set_index("variant")
@@ -59,16 +59,16 @@ def compared(blocks: Blocks, looks: int = 1) -> pd.DataFrame:
     return frame
 
 
-def _contrast(blocks: Blocks, name: str, level: float) -> dict[str, Any]:
+def contrast(blocks: Blocks, name: str, reference: str, level: float) -> dict[str, Any]:
     """What two variants have by themselves, without the others."""
-    pair = blocks.values[[name, blocks.reference]].dropna().to_numpy()
+    pair = blocks.values[[name, reference]].dropna().to_numpy()
     differences = pair[:, 0] - pair[:, 1]
     mean, std, low, high = (float(value) for value in t_interval(differences, level))
     matters = blocks.study.matters or 0.0
-    verdict, reason = decide(low, high, matters, blocks.good), _why_not(blocks, name, pair)
+    verdict, reason = decide(low, high, matters, blocks.good), _why_not(blocks, name, reference, pair)
     return {
         "variant": name,
-        "reference": blocks.reference,
+        "reference": reference,
         "metric": blocks.study.metric,
         "n": len(pair),
         "difference": mean,
@@ -81,16 +81,17 @@ def _contrast(blocks: Blocks, name: str, level: float) -> dict[str, Any]:
         "effect": effect(differences),
         "correlation": correlation(pair),
         "pairing_gain": pairing_gain(pair),
+        "sound": not reason,
         "verdict": "undecided" if reason else verdict,
         "more_seeds": math.nan if reason or verdict != "undecided" else more_seeds(mean, std, len(pair), level, matters),
         "reason": reason or _why(low, high, matters, verdict),
-        "run_ids": blocks.run_ids(name, blocks.reference),
+        "run_ids": blocks.run_ids(name, reference),
     }
 
 
-def _why_not(blocks: Blocks, name: str, pair: Numbers) -> str:
+def _why_not(blocks: Blocks, name: str, reference: str, pair: Numbers) -> str:
     """Why nothing can be said of two variants, whatever the interval; empty where something can."""
-    for arm in (name, blocks.reference):
+    for arm in (name, reference):
         for outcome in ("diverged", "failed"):
             if count := blocks.counts[arm][outcome]:
                 of = f"{count} of {len(blocks.study.seeds)} runs of {arm} {outcome}"

@@ -42,6 +42,7 @@ class Launched:
     store: Store
     report: RunLog  # the run that keeps it
     looks: int  # at how many sizes of it conclusions are drawn: its intervals hold for all of them together
+    kept: Mapping[str, Any]  # all that was written down of the launch
 
     @classmethod
     def last(cls, study: str | Study | Launched) -> Launched:
@@ -62,7 +63,7 @@ class Launched:
             )
         wanted = [(cell, content["cells"][cell.name]) for cell in launched.cells]
         standings = survey(wanted, store.runs(name, study=name), store.locks.held)
-        return cls(launched, content["cells"], standings, store, report, content.get("looks", 1))
+        return cls(launched, content["cells"], standings, store, report, content.get("looks", 1), content)
 
 
 def _last(store: Store, name: str) -> tuple[RunLog, Any] | None:

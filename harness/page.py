@@ -6,7 +6,7 @@ import math
 import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,15 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """Text to be copied: a command, or a file."""
+
+    title: str
+    text: str
+    folded: bool = False
+
+
+@dataclass(frozen=True)
 class Page:
     """All that a report says."""
 
@@ -49,6 +58,9 @@ class Page:
     chart: str
     links: Mapping[str, str]  # run id -> its page
     cells: Mapping[str, str]  # run id -> its name
+    command: str = "harness study"  # that makes it again
+    recipes: Sequence[Recipe] = ()
+    groups: Mapping[str, Sequence[Drawing]] = field(default_factory=dict)  # title -> further figures, which unfold
 
     @classmethod
     def of(cls, analysis: Analysis, **rest: Any) -> Page:
@@ -67,9 +79,14 @@ class Page:
             **rest,
         )
 
+    @property
+    def shown(self) -> list[Drawing]:
+        """All figures."""
+        return [*self.drawings, *(drawing for group in self.groups.values() for drawing in group)]
+
     def html(self) -> str:
         """One file that loads nothing from anywhere."""
-        pictures = {d.name: f"data:image/svg+xml;base64,{b64encode(d.svg()).decode('ascii')}" for d in self.drawings}
+        pictures = {d.name: f"data:image/svg+xml;base64,{b64encode(d.svg()).decode('ascii')}" for d in self.shown}
         return _environment(html=True).get_template("report.html").render(page=self, pictures=pictures, shown=SHOWN)
 
     def markdown(self) -> str:
@@ -89,12 +106,12 @@ def _variants(analysis: Analysis) -> Table:
         name = f"{row.variant} (base)" if row.is_base else str(row.variant)
         also = f" = {', '.join(row.copies)}" if len(row.copies) else ""
         gone = ", ".join(f"{count} {what}" for what in ("diverged", "failed", "missing") if (count := getattr(row, what)))
-        values = [number(row.mean), _interval(row.low, row.high), _interval(row.min, row.max)]
+        values = [number(row.mean), interval(row.low, row.high), interval(row.min, row.max)]
         against = contrasts.get(row.variant)
         verdict, compared = "", ["", "", ""]
         if against is not None:
             verdict = f"{against.verdict}{_more(against.more_seeds)}"
-            compared = [str(against.n), number(against.difference, sign=True), _interval(against.low, against.high)]
+            compared = [str(against.n), number(against.difference, sign=True), interval(against.low, against.high)]
         rows.append([f"{name}{also}", verdict, f"{row.n}{f' ({gone})' if gone else ''}", *values, *compared])
         runs.append(tuple(row.run_ids))
     metric, level = analysis.study.metric, analysis.contrasts.level.iloc[0] if len(analysis.contrasts) else math.nan
@@ -121,7 +138,7 @@ def _stability(analysis: Analysis) -> Table:
     frame = analysis.stability
     rows = [
         [
-            str(r.variant), str(r.n), number(r.spread), _interval(r.spread_low, r.spread_high), number(r.fluctuation),
+            str(r.variant), str(r.n), number(r.spread), interval(r.spread_low, r.spread_high), number(r.fluctuation),
             number(r.drawdown), number(r.gap, sign=True), number(r.epochs_to_target),
         ]
         for r in each(frame)
@@ -178,7 +195,7 @@ def number(value: Any, sign: bool = False) -> str:
     return text.replace("-", "−") if text[:1] == "-" else text
 
 
-def _interval(low: float, high: float) -> str:
+def interval(low: float, high: float) -> str:
     return "" if pd.isna(low) else f"{number(low)} to {number(high)}"
 
 

@@ -107,9 +107,7 @@ def write(name: str, launcher: str | None = None) -> Report:
         "contrasts.csv": _csv(analysis.contrasts),
         **{f"{PLOTS}/{drawing.name}.{kind}": getattr(drawing, kind)() for drawing in drawings for kind in ("png", "svg")},
     }
-    log.drop(f"{PLOTS}/*")  # a figure of before, for which there may be no data now
-    for artifact, content in files.items():
-        log.file(artifact, partial(_bytes, content))
+    publish(log, files)
     note = _note(launched.study, runs, table, copies, analysis.sentences)
     log.tags({"mlflow.note.content": note, **({"copies": slug(copies)} if copies else {})})
     if launcher:
@@ -117,6 +115,13 @@ def write(name: str, launcher: str | None = None) -> Report:
         RunLog.of(launched.store, launcher).tags({"mlflow.note.content": f"The report: [{launched.study.name}]({log.page})"})
     place = log.place("report.html")
     return Report(launched.study, table, analysis.sentences, copies, agree, files, place, log.page, tuple(lost))
+
+
+def publish(log: RunLog, files: Mapping[str, bytes]) -> None:
+    """Write the artifacts of a report run."""
+    log.drop(f"{PLOTS}/*")  # a figure of before, for which there may be no data now
+    for artifact, content in files.items():
+        log.file(artifact, partial(_bytes, content))
 
 
 def _bytes(content: bytes, path: Path) -> None:

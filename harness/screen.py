@@ -53,6 +53,7 @@ def found(result: SearchResult) -> str:
     done = sum(trial.state not in ("asked", "failed") for trial in result.trials)
     lines += [
         f"done     {done} trials, {result.trained} runs now, in {result.seconds:.0f} s",
+        f"report   {result.page}",
         f"look     mlflow ui --backend-store-uri {result.store}",
         f"         {result.chart}",
     ]

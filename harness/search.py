@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness import chart, driver, engine, pruning, report, stacks
+from harness import chart, driver, engine, findings, pruning, report, stacks
 from harness.data import Data
 from harness.driver import Launch, Progress, Say, StudyResult, Watch, alone
 from harness.engine import Engine
@@ -64,6 +64,7 @@ class SearchResult:
     report_run_id: str
     store: str
     chart: str
+    page: str  # the report, as a path or a link; empty where no setting could be tried
     seconds: float
 
 
@@ -127,10 +128,9 @@ class Hunt:
             failed = {trial.name: trial.why for trial in self.trials if trial.state == "failed"}
             best = {row: trial for row in self.proposers if (trial := self.best(row)) is not None}
             final = None if failed or not best else self._compared(best)
-            if final is not None:
-                log.text("best.toml", final.study.toml_text())
             warned = tuple(f"{row}: {line}" for row, trial in best.items() for line in search.edges(trial.setting))
             link = self._charted(log.run.info.experiment_id)
+            page = findings.write(name).place if self.cells else ""
             result = SearchResult(
                 search=search,
                 trials=tuple(self.trials),
@@ -142,6 +142,7 @@ class Hunt:
                 report_run_id=log.id,
                 store=self.store.uri,
                 chart=link,
+                page=page,
                 seconds=time.monotonic() - began,
             )
             if launcher:

@@ -76,8 +76,11 @@ ROWS = (
         "frames",
         "canvas",
         "figures",
+        "trials",
+        "ranking",
+        "landscape",
     ),
-    ("plan", "recorder", "launch", "worker", "engine", "stacks", "origin", "page", "report", "driver"),
+    ("plan", "recorder", "launch", "worker", "engine", "stacks", "origin", "page", "report", "findings", "driver"),
     ("proposals", "search", "verification", "doctor"),
     ("screen", "cli", "__main__"),
 )
@@ -85,13 +88,13 @@ ORDER = [name for row in ROWS for name in row]
 PACKAGES = {"__init__", "components.__init__"}  # no rooms but doors: they import only when asked
 ALONE = {
     "mlflow": {"store", "loggedmodel", "tracking"},
-    "matplotlib": {"plots", "canvas", "figures"},  # of a run, of a study
+    "matplotlib": {"plots", "canvas", "figures", "landscape"},  # of a run, of a study, of a search
     "jinja2": {"page"},
     "safetensors": {"checkpoint"},
     "click": {"cli"},
     "rich": {"screen"},
     "distributed": {"engine"},
-    "optuna": {"proposals"},
+    "optuna": {"proposals", "landscape"},
     "statsmodels": {"variance"},
 }
 

@@ -1,0 +1,335 @@
+"""What a search saw of its space: best-so-far curves, and Optuna's own figures of the trials of each condition."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+import optuna
+from matplotlib import RcParams, pyplot, style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.visualization import matplotlib as optunas
+
+from harness.canvas import COLOURS, LINES, MARKERS, Drawing
+from harness.figures import FONT, UNITS, WIDTH
+from harness.frames import each
+from harness.space import WHOLE, Levels, Range
+from harness.study import Variant
+from harness.trials import Trials
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+COLUMNS = 4  # of panels in a row
+MOST_CONTOURS = 4  # parameters that a square of panels can hold
+WIDE = 12  # times its least value: a loss that varies more is shown by its logarithm
+STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}  # all else counts as failed
+
+
+class TooFew(ValueError):
+    """Why there is no figure."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The trials of one condition as Optuna has them."""
+
+    prefix: str  # of its files
+    study: optuna.Study
+    varied: tuple[str, ...]  # parameters with at least two values among its complete trials
+    words: str  # the metric, as an axis says it
+    wide: bool
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """What Optuna is told to show: the metric, or its logarithm."""
+        return {"target": _logarithm, "target_name": f"log10 of {self.words}"} if self.wide else {"target_name": self.words}
+
+    @property
+    def count(self) -> int:
+        return len(self.study.get_trials(states=(TrialState.COMPLETE,)))
+
+
+def drawings(trials: Trials) -> tuple[list[Drawing], dict[str, list[Drawing]], list[str]]:
+    """The figure of all conditions, those of each, and a line for each that is left out. No figure costs more than itself."""
+    joint, groups, left = list[Drawing](), dict[str, list[Drawing]](), list[str]()
+
+    def drawn(what: str, draw: Callable[[], Drawing]) -> list[Drawing]:
+        try:
+            drawing = draw()
+            drawing.figure.draw_without_rendering()  # the layout is found once
+            drawing.figure.set_layout_engine("none")
+            return [drawing]
+        except TooFew as why:
+            left.append(f"{what} left out: {why}")
+        except Exception as error:
+            left.append(f"{what} could not be drawn: {type(error).__name__}: {error}")
+        return []
+
+    with matplotlib.rc_context(FONT):
+        joint += drawn("best so far", lambda: best_so_far(trials))
+    for row in trials.search.study.rows:
+        title = row.name if trials.search.study.factors else "the search"
+        view = scene(trials, row)
+        groups[title] = [
+            one
+            for name, draw in FIGURES.items()
+            for one in drawn(f"{name} of {title}", lambda draw=draw, view=view: draw(view))  # type: ignore[misc]
+        ]
+    return joint, {title: group for title, group in groups.items() if group}, left
+
+
+def best_so_far(trials: Trials) -> Drawing:
+    """One curve for each condition: its best validation value so far, against trials and against seconds of training."""
+    table = trials.table[trials.table.best.notna()]
+    if table.empty:
+        raise TooFew("no trial came to its end")
+    what = trials.search.study.metric.rpartition("_")[2]
+    figure = Figure(figsize=(WIDTH, 3.6), dpi=150, layout="constrained")
+    for ax, of in zip(figure.subplots(1, 2, sharey=True), ("trials", "core-seconds of training"), strict=True):
+        for at, row in enumerate(trials.search.study.rows):
+            mine = trials.of(row)
+            budget = np.arange(1, len(mine) + 1) if of == "trials" else mine.seconds.cumsum().to_numpy()
+            label = row.name if trials.search.study.factors else "best so far"
+            look: Any = {"color": COLOURS[at % len(COLOURS)], "ls": LINES[at % len(LINES)], "lw": 1.6}
+            there = mine.best.notna().to_numpy()
+            ax.step(budget[there], mine.best[there], where="post", marker=MARKERS[at % len(MARKERS)], ms=3, label=label, **look)
+        ax.set_xlabel(of)
+        ax.grid(alpha=0.3)
+    ax = figure.axes[0]
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_ylabel(f"validation {UNITS[what]}")
+    if what == "loss" and table.best.min() > 0 and table.best.max() > WIDE * table.best.min():
+        ax.set_yscale("log")
+    if trials.search.study.factors:
+        handles, labels = ax.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    count = len(trials.search.study.seeds)
+    caption = (
+        f"Validation, mean over {count} seed{'s' * (count != 1)}, of the best trial so far. Left: as trials were asked for; "
+        "right: as training steps of all their runs add up, those of pruned trials too. Such a curve can only get better: it "
+        "is no estimate of what the setting reaches on other data."
+    )
+    return Drawing("best-so-far", "Best so far against budget", caption, figure)
+
+
+# Optuna's own
+
+
+def scene(trials: Trials, row: Variant) -> Scene:
+    """A condition's trials, rebuilt as Optuna's study under their own numbers."""
+    search, mine = trials.search, trials.of(row)
+    study = optuna.create_study(direction=search.direction, study_name=f"{search.name} {row.name}")
+    for trial in each(mine):
+        setting = dict(trials.settings[trial.variant])
+        state = STATES.get(trial.state, TrialState.FAIL)
+        value = trial.value if state is TrialState.COMPLETE else None
+        kinds = {name: _distribution(name, search.space[name]) for name in setting}
+        study.add_trial(create_trial(state=state, value=value, params=setting, distributions=kinds))
+    whole = mine[mine.state == "complete"]
+    seen: dict[str, set[Any]] = {}
+    for name, _ in search.order:
+        seen[name] = {trials.settings[trial][name] for trial in whole.variant if name in trials.settings[trial]}
+    varied = tuple(name for name, values in seen.items() if len(values) > 1)
+    what = search.study.metric.rpartition("_")[2]
+    wide = what == "loss" and len(whole) > 0 and whole.value.min() > 0 and whole.value.max() > WIDE * whole.value.min()
+    prefix = f"{re.sub(r'[^a-z0-9]+', '-', row.name.lower()).strip('-')}-" if search.study.factors else ""
+    return Scene(prefix, study, varied, f"validation {UNITS[what]}", bool(wide))
+
+
+def history(view: Scene) -> Drawing:
+    """Each trial's value and the best so far."""
+    if not view.count:
+        raise TooFew("no trial came to its end")
+    with _ours(WIDTH, 3.2):
+        ax = optunas.plot_optimization_history(view.study, target_name=view.words)
+        ax.set_title("")
+        ax.collections[0].set(color=COLOURS[0], sizes=[22])
+        ax.lines[0].set(color=COLOURS[1], alpha=1, drawstyle="steps-post")
+        ax.legend(frameon=False)
+        if view.wide:
+            ax.set_yscale("log")
+        _grid([ax])
+        said = f"Trials that came to their end ({view.count} of {len(view.study.trials)}), and the best so far."
+        return Drawing(f"{view.prefix}history", "Optimization history", said, _kept(ax))
+
+
+def importances(view: Scene, method: str) -> Drawing:
+    """How much of the value's variation each parameter accounts for."""
+    _least(view)
+    evaluators = {"fANOVA": FanovaImportanceEvaluator(seed=0), "PED-ANOVA": PedAnovaImportanceEvaluator()}
+    told = view.shown if method == "fANOVA" else {"target_name": view.words}  # PED-ANOVA is of ranks, and so the same
+    with _ours(WIDTH, 0.9 + 0.3 * len(view.varied)):
+        ax = optunas.plot_param_importances(view.study, evaluators[method], params=_common(view, method), **told)
+        ax.set(title="", xlabel=f"importance by {method}", ylabel="")
+        ax.set_xlim(0, 1.12 * max([bar.get_width() for bar in ax.patches] or [1]) or 1)
+        for bar in ax.patches:
+            bar.set_color(COLOURS[0])
+        if (legend := ax.get_legend()) is not None:
+            legend.remove()
+        _grid([ax], "x")
+        said = {
+            "fANOVA": "Share of the variance over the space that each parameter accounts for by itself, in a random forest "
+            f"fitted to {view.count} trials{' (their log10)' if view.wide else ''} (Hutter et al. 2014); of parameters that "
+            "each of them has.",
+            "PED-ANOVA": f"By how much the best tenth of {view.count} trials differs from all of them in each parameter "
+            "(Watanabe et al. 2023).",
+        }[method]
+        few = " With fewer than 20 trials the best tenth is one trial." if method == "PED-ANOVA" and view.count < 20 else ""
+        said += f"{few} It describes what was tried, which a sampler crowds where it found good values."
+        slug = method.lower().replace("-", "_")
+        return Drawing(f"{view.prefix}importances-{slug}", f"Importances by {method}", said, _kept(ax))
+
+
+def slices(view: Scene) -> Drawing:
+    """Values against one parameter at a time."""
+    _least(view)
+    rows = -(-len(view.varied) // COLUMNS)
+    with _ours(WIDTH, 0.6 + 2.1 * rows):
+        axes = np.atleast_1d(optunas.plot_slice(view.study, list(view.varied), **view.shown))
+        figure = axes[0].figure
+        _regrid(figure, axes, rows)
+        for ax in axes:
+            ax.set_title("")
+            for dots in ax.collections:
+                dots.set(sizes=[22], linewidth=0.5)
+            ax.tick_params(axis="x", labelrotation=30 if any(len(t.get_text()) > 6 for t in ax.get_xticklabels()) else 0)
+        _grid(axes)
+        return Drawing(f"{view.prefix}slice", "Slice", f"Each of {view.count} trials, the darker the later.", _kept(axes[0]))
+
+
+def parallel(view: Scene) -> Drawing:
+    """All parameters of a trial as one line."""
+    _least(view)
+    with _ours(WIDTH, 4.0):
+        ax = optunas.plot_parallel_coordinate(view.study, list(view.varied), **view.shown)
+        ax.set_title("")
+        ax.tick_params(axis="x", labelrotation=20)
+        for other in ax.figure.axes:
+            other.tick_params(axis="y", labelsize=7.5)
+        said = f"A line for each of {view.count} trials, the darker the better."
+        return Drawing(f"{view.prefix}parallel", "Parallel coordinates", said, _kept(ax))
+
+
+def contour(view: Scene) -> Drawing:
+    """Values over pairs of parameters."""
+    _least(view)
+    if len(view.varied) < 2:
+        raise TooFew("only one parameter has several values; it takes two")
+    chosen, more = list(view.varied), ""
+    if len(chosen) > MOST_CONTOURS:
+        with warnings.catch_warnings(action="ignore"):
+            ranked = get_param_importances(view.study, evaluator=PedAnovaImportanceEvaluator(), params=chosen)
+        chosen, more = list(ranked)[:MOST_CONTOURS], f" Of {len(chosen)} parameters the first {MOST_CONTOURS} by PED-ANOVA."
+    size = 3.6 if len(chosen) == 2 else 1.0 + 1.75 * len(chosen)
+    with _ours(WIDTH, size):
+        axes = np.atleast_1d(optunas.plot_contour(view.study, chosen, **view.shown)).ravel()
+        axes[0].figure.suptitle("")
+        for ax in axes:
+            ax.set_title("")
+            ax.tick_params(labelsize=7.5)
+            for dots in ax.collections:
+                if len(dots.get_offsets()) and hasattr(dots, "get_sizes") and len(dots.get_sizes()):
+                    dots.set(sizes=[8], linewidth=0.4)
+        said = (
+            f"Interpolated between {view.count} trials (dots), the darker the better; far from dots it is a guess. All other "
+            f"parameters vary too.{more}"
+        )
+        return Drawing(f"{view.prefix}contour", "Contour", said, _kept(axes[0]))
+
+
+FIGURES: dict[str, Callable[[Scene], Drawing]] = {
+    "optimization history": history,
+    "importances by fANOVA": lambda view: importances(view, "fANOVA"),
+    "importances by PED-ANOVA": lambda view: importances(view, "PED-ANOVA"),
+    "slice": slices,
+    "parallel coordinates": parallel,
+    "contour": contour,
+}
+
+
+def _distribution(name: str, asked: Range | Levels) -> BaseDistribution:
+    if isinstance(asked, Levels):
+        return CategoricalDistribution(asked.choices)
+    if name in WHOLE:
+        return IntDistribution(int(asked.low), int(asked.high), log=asked.log, step=int(asked.step or 1))
+    return FloatDistribution(asked.low, asked.high, log=asked.log, step=asked.step)
+
+
+def _least(view: Scene) -> None:
+    if view.count < 2:
+        raise TooFew(f"{view.count} trial{'s' * (view.count != 1)} came to an end; it takes two")
+    if not view.varied:
+        raise TooFew("no parameter has two values")
+
+
+def _common(view: Scene, method: str) -> list[str]:
+    """The parameters that a method can judge."""
+    if method == "PED-ANOVA":
+        return list(view.varied)
+    whole = view.study.get_trials(states=(TrialState.COMPLETE,))
+    if not (common := [name for name in view.varied if all(name in trial.params for trial in whole)]):
+        raise TooFew("no parameter stands in each trial")
+    if len({trial.value for trial in whole}) < 2:
+        raise TooFew("all trials have one value")
+    return common
+
+
+def _logarithm(trial: FrozenTrial) -> float:
+    return float(np.log10(trial.value))
+
+
+@contextmanager
+def _ours(width: float, height: float) -> Iterator[None]:
+    """Optuna draws by pyplot, in the style `ggplot`. In here that name stands for ours, and nothing that it sets stays."""
+    theirs, before = style.library["ggplot"], matplotlib.get_backend(auto_select=False)
+    ours: Any = {**FONT, "figure.figsize": (width, height), "figure.constrained_layout.use": True}
+    with matplotlib.rc_context(ours), warnings.catch_warnings(action="ignore"):  # they are experimental, all of them
+        style.library["ggplot"] = RcParams()
+        pyplot.switch_backend("agg")
+        try:
+            yield
+        finally:
+            style.library["ggplot"] = theirs
+            if before is not None:
+                pyplot.switch_backend(before)
+
+
+def _kept(ax: Axes) -> Figure:
+    """The figure of axes, out of pyplot's hands, in its size and layout."""
+    figure: Figure = ax.figure
+    pyplot.close(figure)
+    figure.set_size_inches(*matplotlib.rcParams["figure.figsize"])
+    figure.set_layout_engine("constrained")
+    return figure
+
+
+def _grid(axes: Sequence[Axes], axis: str = "both") -> None:
+    for ax in axes:
+        ax.set_axisbelow(True)
+        ax.grid(axis=axis, alpha=0.3)
+
+
+def _regrid(figure: Figure, axes: Sequence[Axes], rows: int) -> None:
+    """Panels in rows of a few, in place of one long row."""
+    figure.suptitle("")
+    bars = [ax for ax in figure.axes if ax not in list(axes)]
+    for bar in bars:
+        bar.remove()
+    grid = figure.add_gridspec(rows, min(COLUMNS, len(axes)))
+    for at, ax in enumerate(axes):
+        ax.set_subplotspec(grid[at // COLUMNS, at % COLUMNS])
+        ax.tick_params(labelleft=at % COLUMNS == 0)
+        if at % COLUMNS:
+            ax.set_ylabel("")
+        else:
+            ax.set_ylabel(axes[0].get_ylabel() or ax.get_ylabel())
