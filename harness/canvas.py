@@ -9,14 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 from harness.analysis import Analysis
 from harness.frames import each
 
+WIDTH = 9.0  # inches: a printed page with its margins, at 9 points as on the screen
+UNITS = {"loss": "loss, nats", "accuracy": "accuracy"}
 FEW = 8  # variants that one pair of axes can hold, each with its band
 MOST = 48  # variants that a figure shows
 # Okabe & Ito 2008: told apart by colour-blind readers; yellow is left out, which white paper swallows. Black is the base's.
@@ -154,3 +160,34 @@ def shortened(name: str, width: int) -> str:
     """A long name without its middle, so that those with one beginning stay apart."""
     half = (width - 1) // 2
     return name if len(name) <= width else f"{name[:half]}…{name[-half:]}"
+
+
+def sheet(height: float) -> Figure:
+    """An empty figure as wide as a page, `height` inches high."""
+    return Figure(figsize=(WIDTH, height), dpi=150, layout="constrained")
+
+
+def words(metric: str) -> str:
+    """A metric as people say it: final/test_loss -> test loss, nats."""
+    part, _, what = metric.removeprefix("final/").partition("_")
+    return f"{'validation' if part == 'val' else part} {UNITS[what]}"
+
+
+def legend_key(style: Style, label: str) -> Line2D:
+    """A variant's line and marker, for a legend."""
+    return Line2D([], [], color=style.colour, ls=style.line, marker=style.marker, ms=4, label=label)
+
+
+def scaled(ax: Axes, values: pd.Series, what: str) -> None:
+    """Make the y axis of a loss, whose range over a training is wide, logarithmic."""
+    finite = values[np.isfinite(values)]
+    if what == "loss" and len(finite) and (finite > 0).all():
+        ax.set_yscale("log")
+        log_ticks(ax.yaxis, float(finite.min()), float(finite.max()))
+
+
+def log_ticks(axis: Any, low: float, high: float) -> None:
+    """Ticks of a logarithmic axis as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())

@@ -75,6 +75,10 @@ ROWS = (
         "analysis",
         "frames",
         "canvas",
+        "forest",
+        "curves",
+        "vitals",
+        "interactions",
         "figures",
         "trials",
         "ranking",
@@ -88,7 +92,7 @@ ORDER = [name for row in ROWS for name in row]
 PACKAGES = {"__init__", "components.__init__"}  # no rooms but doors: they import only when asked
 ALONE = {
     "mlflow": {"store", "loggedmodel", "tracking"},
-    "matplotlib": {"plots", "canvas", "figures", "landscape"},  # of a run, of a study, of a search
+    "matplotlib": {"plots", "canvas", "forest", "curves", "vitals", "figures", "landscape"},  # of a run, of a study, of a search
     "jinja2": {"page"},
     "safetensors": {"checkpoint"},
     "click": {"cli"},
