@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import matplotlib
@@ -10,24 +11,36 @@ import matplotlib
 from harness.analysis import Analysis
 from harness.canvas import Canvas, Drawing
 from harness.curves import curves
+from harness.distributions import distributions
 from harness.forest import verdicts
+from harness.histograms import Histograms
 from harness.interactions import interactions
 from harness.vitals import health
 
 FONT: Any = {"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8.5, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def drawings(analysis: Analysis, lost: Callable[[str, Exception], None]) -> list[Drawing]:
-    """All figures that a study has data for. One that cannot be drawn costs itself: `lost` hears of it."""
+def drawings(analysis: Analysis, seen: Mapping[str, Histograms], lost: Callable[[str, Exception], None]) -> list[Drawing]:
+    """All figures that a study has data for; `seen` has the histograms of runs by their id.
+
+    One that cannot be drawn costs itself: `lost` hears of it.
+    """
     found = []
     with matplotlib.rc_context(FONT):
         canvas = Canvas.of(analysis)
-        for draw in (verdicts, curves, health, interactions):
+        draws: dict[str, Callable[[Canvas], Drawing | None]] = {
+            "verdicts": verdicts,
+            "curves": curves,
+            "health": health,
+            "distributions": partial(distributions, seen=seen),
+            "interactions": interactions,
+        }
+        for name, draw in draws.items():
             try:
                 if (drawing := draw(canvas)) is not None:
                     drawing.figure.draw_without_rendering()  # the layout is found once
                     drawing.figure.set_layout_engine("none")
                     found.append(drawing)
             except Exception as error:
-                lost(draw.__name__, error)
+                lost(name, error)
     return found

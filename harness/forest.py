@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from harness.canvas import Canvas, Drawing, log_ticks, sheet, shortened, words
+from harness.canvas import UNITS, Canvas, Drawing, log_ticks, sheet, words
 from harness.frames import each
 
 
@@ -91,11 +91,11 @@ def _differences(ax: Axes, canvas: Canvas, places: Mapping[str, int]) -> None:
                 ax.plot([end], [place], marker=arrow if end != given else "|", ms=6, mew=1.6, color=style.colour, clip_on=False)
         ax.plot([row.difference], [place], marker=style.marker, ms=5.5, color=style.colour)
     for row in each(contrasts[contrasts.variant.isin(list(places))]):
-        ax.text(1.02, places[str(row.variant)], str(row.verdict), transform=at, va="center", fontsize=8.5)
-    ax.text(1.02, places[canvas.base], "base", transform=at, va="center", fontsize=8.5, color="#555555")
+        ax.text(1.05, places[str(row.variant)], str(row.verdict), transform=at, va="center", fontsize=8.5)
+    ax.text(1.05, places[canvas.base], "base", transform=at, va="center", fontsize=8.5, color="#555555")
     ax.set_xlim(low, high)
     ax.xaxis.set_major_locator(MaxNLocator(6))
-    ax.set_xlabel(f"difference to {shortened(canvas.base, 30)}")
+    ax.set_xlabel(f"difference to the base, {UNITS[study.metric.partition('_')[2]]}")
     ax.grid(axis="x", alpha=0.3)
 
 

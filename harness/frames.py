@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +134,23 @@ def history(study: str | Study | Launched) -> pd.DataFrame:
         frames = list(pool.map(lambda standing: _history(launched.store, standing), begun))
     empty = pd.DataFrame(columns=["run_id", "variant", "seed", "state", "epoch"])
     return pd.concat(frames, ignore_index=True) if frames else empty
+
+
+def kept[T](launched: Launched, artifact: str, run_ids: Iterable[str], parse: Callable[[str], T]) -> dict[str, T]:
+    """Run id -> what `parse` makes of a text file of it; a run without the file, or of which it raises ValueError, is left out."""
+    wanted = set(run_ids)
+    runs = [standing.run for standing in launched.standings if standing.run is not None and standing.run.info.run_id in wanted]
+
+    def read(run: Any) -> list[tuple[str, T]]:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                text = RunLog(launched.store, run).fetch(artifact, folder).read_text(encoding="utf-8")
+            return [(run.info.run_id, parse(text))]
+        except (MissingArtifact, ValueError):
+            return []
+
+    with told({**IMPATIENT, **QUIET}), ThreadPoolExecutor(8) as pool:
+        return dict(found for some in pool.map(read, runs) for found in some)
 
 
 def summary(study: str | Study | Launched, by: str | Sequence[str] = ()) -> pd.DataFrame:

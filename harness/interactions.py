@@ -6,6 +6,7 @@ import math
 from itertools import combinations
 
 import pandas as pd
+from matplotlib.lines import Line2D
 
 from harness.canvas import COLOURS, LINES, MARKERS, Canvas, Drawing, sheet, words
 
@@ -22,7 +23,7 @@ def interactions(canvas: Canvas) -> Drawing | None:
     )
     pairs = list(combinations(factors, 2))
     columns = min(3, len(pairs))
-    figure = sheet(0.4 + 2.3 * math.ceil(len(pairs) / columns))
+    figure = sheet(0.4 + 2.7 * math.ceil(len(pairs) / columns))
     axes = figure.subplots(math.ceil(len(pairs) / columns), columns, sharey=True, squeeze=False)
     for ax, (one, other) in zip(axes.flat, pairs, strict=False):
         if levels[one].nunique() < levels[other].nunique():
@@ -40,7 +41,12 @@ def interactions(canvas: Canvas) -> Drawing | None:
         ax.set_xticks(list(places.values()), list(places))
         ax.set_xlim(-0.5, len(places) - 0.5)
         ax.set_xlabel(one)
-        ax.legend(title=other, title_fontsize=8.5, fontsize=8, framealpha=0.7, edgecolor="none")
+        lines = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
+        ax.legend(
+            [Line2D([], [], ls=""), *lines], [f"{other}:", *(str(line.get_label()) for line in lines)], loc="lower center",
+            bbox_to_anchor=(0.5, 1.0), ncols=len(lines) + 1, fontsize=7.5, frameon=False, handlelength=1.6, columnspacing=0.6,
+            handletextpad=0.4, borderaxespad=0.2,
+        )  # fmt: skip
         ax.grid(axis="y", alpha=0.3)
     for ax in axes.flat[len(pairs) :]:
         ax.set_axis_off()

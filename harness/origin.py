@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
 
-from harness.errors import MissingArtifact
-from harness.frames import Launched, each
-from harness.outage import IMPATIENT, told
-from harness.tracking import RunLog
+from harness.frames import Launched, each, kept
 
 PACKAGES = ("torch", "numpy", "mlflow", "scipy", "pandas", "statsmodels")
 
@@ -43,18 +38,8 @@ def origin(launched: Launched, runs: pd.DataFrame, history: pd.DataFrame) -> lis
 
 def _records(launched: Launched, run_ids: Sequence[str]) -> list[Mapping[str, Any]]:
     """The `record.json` of runs; one that is not there, or of another schema, is left out."""
-    wanted = [s.run for s in launched.standings if s.run is not None and s.run.info.run_id in set(run_ids)]
-
-    def read(run: Any) -> Mapping[str, Any] | None:
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                content = json.loads(RunLog(launched.store, run).fetch("record.json", folder).read_bytes())
-        except (MissingArtifact, ValueError):
-            return None
-        return content if content.get("schema", 0) >= 2 else None
-
-    with told(IMPATIENT), ThreadPoolExecutor(8) as pool:
-        return [record for record in pool.map(read, wanted) if record]
+    found = kept(launched, "record.json", run_ids, json.loads)
+    return [content for content in found.values() if content.get("schema", 0) >= 2]
 
 
 def _told(texts: Iterable[str]) -> str:

@@ -25,7 +25,7 @@ SHOWN = 12  # conclusions that are read at once; further ones unfold
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts; behind each row the ids of the runs that it rests on."""
+    """A table of texts, or its note alone; behind each row the ids of the runs that it rests on."""
 
     title: str
     note: str
@@ -74,7 +74,7 @@ class Page:
             sentences=analysis.sentences,
             limits=analysis.limits,
             unsettled=unsettled,
-            tables=[table for table in tables(analysis) if table.rows],
+            tables=[table for table in tables(analysis) if table.rows or (table.note and not table.heads)],
             cells=cells,
             **rest,
         )
@@ -101,6 +101,7 @@ def tables(analysis: Analysis) -> list[Table]:
 
 def _variants(analysis: Analysis) -> Table:
     contrasts = {row.variant: row for row in each(analysis.contrasts)}
+    apart = any(row.n != of.n for row in each(analysis.variants) if (of := contrasts.get(row.variant)) is not None)
     rows, runs = [], []
     for row in each(analysis.variants):
         name = f"{row.variant} (base)" if row.is_base else str(row.variant)
@@ -108,20 +109,32 @@ def _variants(analysis: Analysis) -> Table:
         gone = ", ".join(f"{count} {what}" for what in ("diverged", "failed", "missing") if (count := getattr(row, what)))
         values = [number(row.mean), interval(row.low, row.high), interval(row.min, row.max)]
         against = contrasts.get(row.variant)
-        verdict, compared = "", ["", "", ""]
+        verdict, pairs, compared = "", "", ["", ""]
         if against is not None:
             verdict = f"{against.verdict}{_more(against.more_seeds)}"
-            compared = [str(against.n), number(against.difference, sign=True), interval(against.low, against.high)]
-        rows.append([f"{name}{also}", verdict, f"{row.n}{f' ({gone})' if gone else ''}", *values, *compared])
+            pairs = str(against.n)
+            compared = [number(against.difference, sign=True), interval(against.low, against.high)]
+        count = f"{row.n}{f' ({gone})' if gone else ''}"
+        rows.append([f"{name}{also}", verdict, count, *values, *([pairs] if apart else []), *compared])
         runs.append(tuple(row.run_ids))
     metric, level = analysis.study.metric, analysis.contrasts.level.iloc[0] if len(analysis.contrasts) else math.nan
     note = f"{metric}: mean over n finished runs, its 95% t interval, lowest and highest."
     if len(contrasts):
         note += (
-            f" Difference to {analysis.study.reference}, paired by seed over that many seeds, with its interval at "
+            f" Difference to {analysis.study.reference}, paired by seed, with its interval at "
             f"{100 * level:.4g}%, so that all hold together with 95%; the verdict is the interval's."
         )
-    heads = ("variant", "verdict", "n", "mean", "95% interval", "range", "pairs", "difference", "interval")
+    heads = (
+        "variant",
+        "verdict",
+        "n",
+        "mean",
+        "95% interval",
+        "range",
+        *(["pairs"] if apart else []),
+        "difference",
+        "interval",
+    )
     return Table("Variants", note, heads, rows, runs)
 
 
@@ -158,18 +171,19 @@ def _anova(analysis: Analysis) -> Table:
     omnibus, said = analysis.omnibus, ""
     if omnibus is not None:
         said = (
-            f"Do variants differ at all? F = {number(omnibus.statistic)} in the model of variant and seed, "
+            f"F = {number(omnibus.statistic)} in the model of variant and seed, "
             f"p = {number(omnibus.p)} by {omnibus.permutations} permutations within seeds "
             f"({omnibus.n_variants} variants, {omnibus.n_seeds} seeds)."
         )
     if analysis.anova is None:
-        return Table("Do variants differ at all?", "", ("question", "answer"), [["", said]] if said else [])
+        return Table("Do variants differ at all?", said, (), ())
     rows = [
         [str(r.term), number(r.df), number(r.sum_sq), number(r.F), number(r.p), number(r.partial_eta_sq)]
         for r in each(analysis.anova)
     ]
     heads = ("term", "df", "sum of squares", "F", "p", "partial eta squared")
-    return Table("Factors and their interactions", f"Analysis of variance, seeds as blocks. {said}", heads, rows)
+    note = f"Analysis of variance, seeds as blocks. Do variants differ at all? {said}"
+    return Table("Factors and their interactions", note, heads, rows)
 
 
 def _separation(analysis: Analysis) -> Table:
@@ -210,7 +224,5 @@ def _environment(html: bool) -> Environment:
 
 def _escaped(text: str) -> str:
     """Text that Markdown takes as it is: one line, without markup, links or ends of cells."""
-    line = " ".join(str(text).split())
-    for sign in "\\`*_[]<>|#":
-        line = line.replace(sign, f"&#{ord(sign)};" if sign in "<>|" else f"\\{sign}")
-    return line
+    signs = {sign: f"&#{ord(sign)};" if sign in "<>|" else f"\\{sign}" for sign in "\\`*_[]<>|#"}
+    return " ".join(str(text).split()).translate(str.maketrans(signs))

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from harness.histograms import Histogram
 from harness.results import EpochRecord
 
 Write = Callable[[Path], object]
@@ -44,18 +45,16 @@ def history(records: Sequence[EpochRecord], title: str) -> Write:
     return _png(figure)
 
 
-def activations(start: Mapping[str, np.ndarray], end: Mapping[str, np.ndarray], title: str) -> Write:
-    """Histograms of each hidden layer's outputs on the probe batch, before and after training, in the same bins."""
-    columns = min(max(len(start), 1), 2)
-    rows = max(-(-len(start) // columns), 1)
+def activations(outputs: Mapping[str, Histogram], title: str) -> Write:
+    """Histograms of each hidden layer's outputs on the probe batch, before and after training."""
+    columns = min(max(len(outputs), 1), 2)
+    rows = max(-(-len(outputs) // columns), 1)
     figure = _page(title, rows)
-    for place, layer in enumerate(start, 1):
+    for place, (layer, found) in enumerate(outputs.items(), 1):
         ax = figure.add_subplot(rows, columns, place)
-        finite = [values[np.isfinite(values)] for values in (start[layer], end[layer])]
-        edges = np.histogram_bin_edges(np.concatenate(finite), 60)
-        before, after = (np.histogram(values, edges)[0] / max(len(values), 1) for values in finite)
-        ax.stairs(before, edges, fill=True, color="#BBBBBB", label="before training")
-        ax.stairs(after, edges, color="#0072B2", linewidth=1.5, label="after training")
+        before, after = found.shares
+        ax.stairs(before, found.edges, fill=True, color="#BBBBBB", label="before training")
+        ax.stairs(after, found.edges, color="#0072B2", linewidth=1.5, label="after training")
         ax.set(title=layer, xlabel="output of the layer", ylabel="share of outputs, a bin")
         ax.legend(framealpha=0.8, edgecolor="none")
     return _png(figure)

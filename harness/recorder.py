@@ -9,15 +9,18 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from harness import chart, health, record, trace
 from harness.architecture import as_module, initial_state
 from harness.checkpoint import Checkpoint, state_digest
+from harness.components.layers import Linear
 from harness.config import RunConfig, slug
 from harness.errors import CheckpointError, MissingArtifact, StoreAway, TakenOver
+from harness.histograms import FILE as HISTOGRAMS
+from harness.histograms import Histogram, Histograms
 from harness.network import Network
 from harness.plan import Plan
 from harness.results import EpochRecord, history_csv, history_digest
@@ -197,7 +200,9 @@ class Recorder:
         """Draw the run. A figure that cannot be drawn or written costs itself, not the run."""
         figures: dict[str, Callable[[], Callable[[Path], object]]] = {"plots/history.png": self._curves}
         if self.history[0].health:
-            figures["plots/activations.png"] = partial(self._activations, stack, lane)
+            found = cache(partial(self._histograms, stack, lane))
+            figures[HISTOGRAMS] = lambda: lambda path: path.write_text(found().json_text(), encoding="utf-8")
+            figures["plots/activations.png"] = lambda: self._activations(found())
         for artifact, draw in figures.items():
             try:
                 self.log.file(artifact, draw())
@@ -216,15 +221,23 @@ class Recorder:
 
         return plots.history(self.history, self._title)
 
-    def _activations(self, stack: Stack, lane: int) -> Callable[[Path], object]:
+    def _activations(self, found: Histograms) -> Callable[[Path], object]:
         from harness import plots
 
-        plan = self.plan
+        return plots.activations(found.outputs, self._title)
+
+    def _histograms(self, stack: Stack, lane: int) -> Histograms:
+        plan, end = self.plan, stack.network.state(lane)
         start = Network.zeros(plan.arch, 1, plan.config.device)
-        start.load(0, initial_state(plan.arch, plan.config.init, plan.config.seed))  # once more, from its stream
+        begun = initial_state(plan.arch, plan.config.init, plan.config.seed)  # once more, from its stream
+        start.load(0, begun)
         inputs, _ = stack.probe(lane)
         before, after = health.outputs(start, inputs), health.outputs(stack.lanes[lane], inputs)
-        return plots.activations(before, after, self._title)
+        names = [placed.name for placed in plan.arch.layers if isinstance(placed.layer, Linear)]
+        return Histograms(
+            {name: Histogram.of(*(state[f"{name}.weight"].numpy() for state in (begun, end))) for name in names},
+            {name: Histogram.of(before[name], after[name]) for name in before},
+        )
 
 
 def describe(plan: Plan, result: RunResult) -> str:

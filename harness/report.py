@@ -12,9 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from harness import chart, frames
+from harness import chart, frames, histograms
 from harness.config import slug
 from harness.frames import Launched
+from harness.histograms import Histograms
 from harness.store import Store
 from harness.study import Study
 from harness.survey import SETTLED
@@ -91,7 +92,8 @@ def write(name: str, launcher: str | None = None) -> Report:
     table, (copies, agree) = frames.summary(launched), compared(runs)
     analysis = analyse(launched.study, runs, history, looks=launched.looks)
     lost: list[str] = []
-    drawings = figures.drawings(analysis, lambda figure, error: lost.append(f"{figure}: {type(error).__name__}: {error}"))
+    seen = frames.kept(launched, histograms.FILE, runs.run_id.dropna(), Histograms.parse)
+    drawings = figures.drawings(analysis, seen, lambda figure, error: lost.append(f"{figure}: {type(error).__name__}: {error}"))
     page = Page.of(
         analysis,
         drawings=drawings,
@@ -133,12 +135,13 @@ def _csv(contrasts: pd.DataFrame) -> bytes:
 
 
 def _note(study: Study, runs: pd.DataFrame, table: pd.DataFrame, copies: str, sentences: Sequence[str]) -> str:
-    """The description of the report run: what a person wants to know first."""
+    """The description of the report run. MLflow's UI folds all but its first lines: they hold the verdicts' count."""
     failed = "".join(f"\n- {run.variant}-s{run.seed}: {run.reason}" for run in frames.each(runs[runs.state == "failed"]))
     parts = [
-        f"**{study.question}**",
+        f"**{sentences[0]}**",
+        study.question,
         f"Study `{study.name}`, {study.design}: {len(study.rows)} variants x {len(study.seeds)} seeds.",
-        "\n".join(f"- {sentence}" for sentence in sentences),
+        "\n".join(f"- {sentence}" for sentence in sentences[1:]),
         frames.text(frames.outline(table), "markdown"),
         "All of it: `report.html` among the artifacts.",
         f"**Copies**: {copies}" if copies else "",

@@ -63,8 +63,7 @@ def health(canvas: Canvas) -> Drawing | None:
     fewer = f" Of {len(layers)} hidden layers the first and last two." if len(shown) < len(layers) else ""
     caption = (
         f"Means over seeds, on fixed training samples in eval mode, {', '.join(shown)}. Saturated: outputs where the "
-        f"activation's slope is below 0.005; dead: units where it is for all samples.{told}{fewer}{canvas.left_out} "
-        "Histograms of a run's outputs are on its own page, plots/activations.png."
+        f"activation's slope is below 0.005; dead: units where it is for all samples.{told}{fewer}{canvas.left_out}"
     )
     return Drawing("health", "Health of hidden layers", caption, figure)
 

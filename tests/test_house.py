@@ -55,6 +55,7 @@ ROWS = (
         "checkpoint",
         "trace",
         "record",
+        "histograms",
         "plots",
         "journal",
         "outage",
@@ -78,6 +79,7 @@ ROWS = (
         "forest",
         "curves",
         "vitals",
+        "distributions",
         "interactions",
         "figures",
         "trials",
@@ -92,7 +94,10 @@ ORDER = [name for row in ROWS for name in row]
 PACKAGES = {"__init__", "components.__init__"}  # no rooms but doors: they import only when asked
 ALONE = {
     "mlflow": {"store", "loggedmodel", "tracking"},
-    "matplotlib": {"plots", "canvas", "forest", "curves", "vitals", "figures", "landscape"},  # of a run, of a study, of a search
+    "matplotlib": {
+        *("plots", "canvas", "forest", "curves", "vitals", "distributions", "interactions", "figures"),  # of a run, of a study
+        "landscape",  # of a search
+    },
     "jinja2": {"page"},
     "safetensors": {"checkpoint"},
     "click": {"cli"},

@@ -152,6 +152,7 @@ def test_artifacts_are_all_there(client: MlflowClient, finished: RunResult) -> N
         "config.json",
         "record.json",
         "history.csv",
+        "histograms.json",
         "plots/history.png",
         "plots/activations.png",
         "checkpoints/last.safetensors",
