@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -23,12 +23,14 @@ def distributions(canvas: Canvas, seen: Mapping[str, Histograms]) -> Drawing | N
     found = {name: seen[run] for name, run in first.items() if run}
     if not found:
         return None
-    layers = sorted({1, max(len(run.outputs) for run in found.values())})
-    heads = [f"hidden{layer}: {what}" for layer in layers for what in ("weights", "outputs")] + ["output layer: weights"]
+    places = (
+        ["first hidden layer", "last hidden layer"] if any(len(run.outputs) > 1 for run in found.values()) else ["hidden layer"]
+    )
+    heads = [*(f"{place}:\n{what}" for place in places for what in ("weights", "outputs")), "output layer:\nweights"]
     figure = sheet(0.55 + 0.78 * len(found))
     axes = figure.subplots(len(found), len(heads), squeeze=False)
     for row, (name, run) in zip(axes, found.items(), strict=True):
-        for ax, histogram in zip(row, _panels(run, layers), strict=True):
+        for ax, histogram in zip(row, _panels(run, len(places)), strict=True):
             _stairs(ax, histogram, canvas.styles[name].colour)
         row[0].set_ylabel(canvas.labels[name].replace(" ", "\n"), rotation=0, ha="right", va="center", fontsize=8)
     for ax, head in zip(axes[0], heads, strict=True):
@@ -53,11 +55,13 @@ def _shown(canvas: Canvas) -> list[str]:
     return [*(name for name in canvas.names if name == canvas.base), *others]
 
 
-def _panels(run: Histograms, layers: Sequence[int]) -> list[Histogram | None]:
+def _panels(run: Histograms, places: int) -> list[Histogram | None]:
     """In the order of the heads; None where a network has no such hidden layer."""
-    hidden = [part for n in layers for part in (run.weights.get(f"linear{n}"), run.outputs.get(f"hidden{n}"))]
-    deep = [part if layers[at // 2] <= len(run.outputs) else None for at, part in enumerate(hidden)]
-    return [*deep, run.weights.get(f"linear{len(run.weights)}")]
+    weights, outputs = list(run.weights.values()), list(run.outputs.values())
+    hidden: list[Histogram | None] = [weights[0], outputs[0]] if outputs else [None, None]
+    if places > 1:
+        hidden += [weights[len(outputs) - 1], outputs[-1]] if len(outputs) > 1 else [None, None]
+    return [*hidden, weights[-1]]
 
 
 def _stairs(ax: Axes, histogram: Histogram | None, colour: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 from scipy.special import stdtrit
@@ -23,6 +23,7 @@ from harness.study import METRICS, Study
 from harness.survey import DIGESTS, STATES, Standing, survey
 from harness.tracking import RunLog
 
+Kept = TypeVar("Kept")
 CONFIDENCE = 0.95
 STUDY_FILE = "study.json"  # of the report run: the study as it was launched, and the digests of its cells
 NARROW = TableFormat(
@@ -136,12 +137,12 @@ def history(study: str | Study | Launched) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else empty
 
 
-def kept[T](launched: Launched, artifact: str, run_ids: Iterable[str], parse: Callable[[str], T]) -> dict[str, T]:
-    """Run id -> what `parse` makes of a text file of it; a run without the file, or of which it raises ValueError, is left out."""
+def kept(launched: Launched, artifact: str, run_ids: Iterable[str], parse: Callable[[str], Kept]) -> dict[str, Kept]:
+    """Run id -> what `parse` makes of a text file of it; left out is a run without it, or where `parse` raises ValueError."""
     wanted = set(run_ids)
     runs = [standing.run for standing in launched.standings if standing.run is not None and standing.run.info.run_id in wanted]
 
-    def read(run: Any) -> list[tuple[str, T]]:
+    def read(run: Any) -> list[tuple[str, Kept]]:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 text = RunLog(launched.store, run).fetch(artifact, folder).read_text(encoding="utf-8")

@@ -224,5 +224,5 @@ def _environment(html: bool) -> Environment:
 
 def _escaped(text: str) -> str:
     """Text that Markdown takes as it is: one line, without markup, links or ends of cells."""
-    signs = {sign: f"&#{ord(sign)};" if sign in "<>|" else f"\\{sign}" for sign in "\\`*_[]<>|#"}
+    signs: dict[str, str | int | None] = {sign: f"&#{ord(sign)};" if sign in "<>|" else f"\\{sign}" for sign in "\\`*_[]<>|#"}
     return " ".join(str(text).split()).translate(str.maketrans(signs))

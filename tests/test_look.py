@@ -157,6 +157,7 @@ def test_model_of_a_run_is_an_mlflow_model(site: Site, page: Page) -> None:
 
 def test_report_run_shows_question_and_table(site: Site, page: Page) -> None:
     page.goto(site.page("looks-report"))
+    expect(page.get_by_text("Of 1 variant beside norm=none:")).to_be_visible()
     expect(page.get_by_text("Does a norm help?")).to_be_visible()
     page.goto(site.page("looks-report", "/artifacts/summary.csv"))
     expect(page.get_by_text("test_loss_mean")).to_be_visible()

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness import report
+from harness import cli, report
+from harness.page import _escaped
 from harness.report import Report
 from harness.store import Store
 from harness.study import Study
@@ -23,7 +24,7 @@ HOSTILE = 'Which </p><script>alert(1)</script> & <img src="http://example.org/x.
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
-    """Of a study with a variant that diverges and a run that was deleted."""
+    """Of a study with a variant that diverges, a run that failed and one that was deleted."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("report"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -33,19 +34,29 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
             design="one_factor_at_a_time",
             seeds=[0, 1],
             base={"dataset": "mnist_5k", "epochs": 2, "max_batches": 4, "hidden_dim": 8},
-            factors={"act": ["tanh", "relu"], "lr": [0.01, 1e30]},
+            factors={"act": ["tanh", "relu", "gelu"], "lr": [0.01, 1e30]},
         )
         harness.run_study(study, workers=0, say=lambda line: None)
         store = Store()
         (run,) = store.runs("lame", cell="act=relu-s1")
         store.client.delete_run(run.info.run_id)
+        (run,) = store.runs("lame", cell="act=gelu-s0")
+        store.client.set_tag(run.info.run_id, "error", "runtimeerror no space left")
+        store.client.set_terminated(run.info.run_id, "FAILED")
         yield report.write("lame")
 
 
 def test_written_twice_it_has_the_same_bytes(written: Report) -> None:
     again = report.write("lame")
     assert again.files == written.files
-    assert {"report.html", "report.md", "contrasts.csv", "plots/curves.svg", "plots/verdicts.png"} <= set(written.files)
+    assert {
+        "report.html",
+        "report.md",
+        "contrasts.csv",
+        "plots/curves.svg",
+        "plots/verdicts.png",
+        "plots/distributions.png",
+    } <= set(written.files)
     assert written.lost == ()
 
 
@@ -65,7 +76,41 @@ def test_cells_without_a_number_are_named(written: Report) -> None:
         text = written.files[name].decode().replace("\\_", "_")
         assert re.search(r"lr=1e[+]?30-s0: diverged, in epoch \d", text), name
         assert "act=relu-s1: missing" in text, name
+        assert "act=gelu-s0: failed, runtimeerror no space left" in text, name
     assert all(sentence in written.files["report.html"].decode() for sentence in written.sentences if "'" not in sentence)
+
+
+def test_failed_run_leaves_its_variant_without_a_verdict(written: Report) -> None:
+    page = written.files["report.html"].decode()
+    assert "act=gelu is undecided against act=tanh: 1 of 2 runs of act=gelu failed" in page
+    assert "1 of 2 runs of act=gelu failed: its mean is over the rest, so it gets no verdict." in page
+    (contrast,) = (line for line in written.files["contrasts.csv"].decode().splitlines() if line.startswith("act=gelu,"))
+    assert ",undecided," in contrast
+
+
+def test_report_writes_its_files_into_a_folder_too(written: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "new" / "out"
+    assert cli.main(["report", "lame", "--output", str(folder)]) == 0
+    assert {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    } == written.files
+    assert f"report   {written.place}" in capsys.readouterr().out
+
+
+def test_report_does_not_write_over_a_file(written: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (taken := tmp_path / "taken").write_text("mine", encoding="utf-8")
+    assert cli.main(["report", "lame", "--output", str(taken)]) == 2
+    assert "is a file; allowed: a folder" in capsys.readouterr().err
+    assert taken.read_text(encoding="utf-8") == "mine"
+
+
+def test_description_of_the_report_run_begins_with_the_verdicts(written: Report) -> None:
+    (run,) = Store().runs("lame", report="lame")
+    assert run.data.tags["mlflow.note.content"].startswith(f"**{written.sentences[0]}**\n")
+
+
+def test_markdown_escapes_each_sign_once() -> None:
+    assert _escaped("a <= b\n| #1") == "a &#60;= b &#124; \\#1"
 
 
 @pytest.mark.browser
@@ -80,7 +125,8 @@ def test_page_fits_a_phone_and_asks_nobody(written: Report, scheme: str) -> None
         page.on("console", lambda message: said.append(message.text))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(f"file://{written.place}")
-        for medium, width in (("screen", 390), ("print", 718)):  # a phone; A4 less margins of 1 cm, at 96 dots an inch
+        # a phone; A4 less margins of 1 cm, at 96 dots an inch; a phone that prints
+        for medium, width in (("screen", 390), ("print", 718), ("print", 390)):
             page.set_viewport_size({"width": width, "height": 800})
             page.emulate_media(media=medium)
             assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), medium
