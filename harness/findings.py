@@ -18,7 +18,10 @@ from harness.page import Page, Recipe, Table, interval, number
 from harness.ranking import HERE, Ranking, by, rank
 from harness.report import PLOTS, Report, publish
 from harness.study import Study, Variant
+from harness.tracking import RunLog
 from harness.trials import Trials
+
+Runs = list[tuple[Launched, pd.DataFrame]]  # of another study
 
 SHOWN = 10  # trials in the table; of several conditions at least three each
 
@@ -37,10 +40,11 @@ def write(name: str, launcher: str | None = None) -> Report:
     experiment = log.run.info.experiment_id
     links = {run: launched.store.page(experiment, run) for run in trials.runs.run_id.dropna()}
     cells = {row.run_id: f"{row.variant}-s{row.seed}" for row in each(trials.runs) if isinstance(row.run_id, str)}
-    for other, theirs in ((comparison, final.runs if final is not None else None), beside):
-        for row in each(theirs[theirs.run_id.notna()]) if other is not None and theirs is not None else ():
+    for other, theirs in [*comparison, *beside]:
+        for row in each(theirs[theirs.run_id.notna()]):
             links[row.run_id] = launched.store.page(other.report.run.info.experiment_id, row.run_id)
             cells[row.run_id] = f"{other.study.name} {row.variant}-s{row.seed}"
+    how = [row for row in origin(launched, trials.runs, trials.history) if row[0] not in ("design", "metric")]
     page = Page(
         study=trials.search.study,
         sentences=sentences,
@@ -48,7 +52,7 @@ def write(name: str, launcher: str | None = None) -> Report:
         unsettled=[],
         tables=[table for table in (_best(trials, final), *_ranked(ranking), _trials(trials)) if table.rows],
         drawings=drawings,
-        origin=[*_search(trials, final), *(row for row in origin(launched, trials.runs, trials.history) if row[0] not in ("design", "metric"))],
+        origin=[*_search(trials, final), *how],
         copies="",
         chart=chart.shared(experiment, f"{name}-{log.run.data.tags.get('edition', '')}"),
         links=links,
@@ -56,9 +60,9 @@ def write(name: str, launcher: str | None = None) -> Report:
         command="harness search",
         recipes=list(_recipes(trials)),
         groups=groups,
-    )  # fmt: skip
-    flat = [{**{k: v for k, v in row.items() if k != "best"}, **trials.settings[row["variant"]]} for row in trials.table.to_dict("records")]  # fmt: skip
-    table = pd.DataFrame(flat)
+    )
+    told = trials.table.drop(columns="best").to_dict("records")
+    table = pd.DataFrame([{**row, **trials.settings[row["variant"]]} for row in told])
     files = {
         "report.html": page.html().encode(),
         "report.md": page.markdown().encode(),
@@ -69,14 +73,11 @@ def write(name: str, launcher: str | None = None) -> Report:
         files["best.toml"] = study.toml_text().encode()
     publish(log, files)
     said = "\n".join(f"- {sentence}" for sentence in sentences)
-    log.tags(
-        {
-            "mlflow.note.content": f"**{trials.search.study.question}**\n\n{said}\n\nAll of it: `report.html` among the artifacts."
-        }
-    )
+    question = trials.search.study.question
+    log.tags({"mlflow.note.content": f"**{question}**\n\n{said}\n\nAll of it: `report.html` among the artifacts."})
     if launcher:
         launched.store.update(launcher, name=f"report-{name}")
-        launched.store.open(launcher).tags({"mlflow.note.content": f"The report: [{name}]({log.page})"})
+        RunLog.of(launched.store, launcher).tags({"mlflow.note.content": f"The report: [{name}]({log.page})"})
     return Report(trials.search.study, table, sentences, "", True, files, log.place("report.html"), log.page)
 
 
@@ -86,39 +87,35 @@ def _settled(trials: Trials) -> Study | None:
     return trials.search.final(best) if best else None
 
 
-def _final(trials: Trials) -> tuple[Analysis | None, Launched | None]:
-    """The comparison on fresh seeds, where the store has it of these very settings."""
+def _final(trials: Trials) -> tuple[Analysis | None, Runs]:
+    """The comparison on fresh seeds and its runs, where the store has it of these very settings."""
     study = _settled(trials)
     if study is None:
-        return None, None
+        return None, []
     try:
         launched = Launched.last(study.name)
     except InputError:
-        return None, None
+        return None, []
     if launched.study.json_text() != study.json_text():
-        return None, None
+        return None, []
     runs, history = frames.runs(launched), frames.history(launched)
-    return analyse(launched.study, runs, history, looks=launched.looks), launched
+    return analyse(launched.study, runs, history, looks=launched.looks), [(launched, runs)]
 
 
-def _ranking(trials: Trials, final: Analysis | None) -> tuple[Ranking | None, str, tuple[Launched | None, pd.DataFrame | None]]:
-    """The tuned conditions beside a study of fixed settings; or why there is none, where one was asked for; and that study's runs."""
+def _ranking(trials: Trials, final: Analysis | None) -> tuple[Ranking | None, str, Runs]:
+    """The tuned conditions beside a study of fixed settings, and its runs; or why there is none, where one was asked for."""
     beside = trials.search.settings.beside
     if beside is None:
-        return None, "", (None, None)
+        return None, "", []
     try:
         launched = Launched.last(beside)
     except InputError:
-        return (
-            None,
-            f"The store has no study {beside} to rank the tuned conditions beside; harness study {beside} trains it.",
-            (None, None),
-        )
+        return None, f"The store has no study {beside} to rank tuned conditions beside; harness study {beside} trains it.", []
     if final is None:
-        return None, f"The ranking beside {beside} waits for the comparison on fresh seeds.", (None, None)
+        return None, f"The ranking beside {beside} waits for the comparison on fresh seeds.", []
     runs = frames.runs(launched)
     fixed = Blocks.of(by(launched.study, final.study.metric, final.study.matters), runs)
-    return rank(trials.search, fixed, launched.looks, Blocks.of(final.study, final.runs)), "", (launched, runs)
+    return rank(trials.search, fixed, launched.looks, Blocks.of(final.study, final.runs)), "", [(launched, runs)]
 
 
 # sentences
@@ -144,7 +141,8 @@ def _sentences(trials: Trials, final: Analysis | None, ranking: Ranking | None, 
             "the base itself" if base.variant == best.variant else
             f"the base has {number(base.value)}{unit}" if base.state == "complete" else f"the base was {base.state}"
         )  # fmt: skip
-        yield f"Best {name}on validation, of {plural(of, 'trial')}: {_setting(trials, best.variant)}, {number(best.value)}{unit} ({beside})."
+        setting = _setting(trials, best.variant)
+        yield f"Best {name}on validation, of {plural(of, 'trial')}: {setting}, {number(best.value)}{unit} ({beside})."
     if ranking is not None:
         yield ranking.sentence
     if unranked:
@@ -165,8 +163,8 @@ def _limits(trials: Trials, final: Analysis | None) -> Iterator[str]:
     search, states = trials.search, trials.table.state.value_counts().to_dict()
     most = max(len(trials.of(row)) for row in search.study.rows)
     yield (
-        f"A best validation value is the luckiest of up to {plural(most, 'trial')}, and so too good; the more trials, the more. "
-        "What a setting is worth, fresh seeds and the test set say."
+        f"A best validation value is the luckiest of up to {plural(most, 'trial')}, and so too good; the more trials, the "
+        "more. What a setting is worth, fresh seeds and the test set say."
     )
     seeds = len(search.study.seeds)
     yield f"Each trial has {plural(seeds, 'seed')}: settings closer than seeds differ are not told apart."
@@ -207,7 +205,8 @@ def _best(trials: Trials, final: Analysis | None) -> Table:
         rows.append(["base", "compared with", str(base.n), number(base.mean), interval(base.low, base.high), "", "", "", ""])
         runs.append(base.run_ids)
     tested = f"n fresh seeds, their mean {final.study.metric} and its 95% t interval; " if final else ""
-    note = f"{tested}validation: {trials.search.study.metric}, mean over {plural(len(trials.search.study.seeds), 'seed')} of the trial."
+    seeds = plural(len(trials.search.study.seeds), "seed")
+    note = f"{tested}validation: {trials.search.study.metric}, mean over {seeds} of the trial."
     heads = ("condition", "verdict", "n", "mean", "95% interval", "validation", "of the base", "trials", "setting")
     return Table("Best settings", note[0].upper() + note[1:], heads, rows, runs)
 
@@ -220,7 +219,8 @@ def _ranked(ranking: Ranking | None) -> Iterator[Table]:
         cells, ids = [str(row["condition", ""])], list[str]()
         for side, reference in zip(HERE, ranking.references, strict=True):
             verdict = row[side, "verdict"] or ("compared with" if row["condition", ""] == reference else "")
-            cells += [str(row[side, "place"]), str(row[side, "n"]), number(float(row[side, "mean"])), interval(row[side, "low"], row[side, "high"]), verdict]  # fmt: skip
+            place, n, mean, low, high = (row[side, name] for name in ("place", "n", "mean", "low", "high"))
+            cells += [str(place), str(n), number(float(mean)), interval(low, high), verdict]
             ids += row[side, "run_ids"]
         rows.append(cells)
         runs.append(ids)
@@ -245,7 +245,8 @@ def _trials(trials: Trials) -> Table:
             rows.append([trial.variant, trial.state, number(trial.value), number(trial.seconds), *values])
             runs.append(trials.run_ids(trial.variant))
     of = " of each condition" if trials.search.study.factors else ""
-    note = f"The best {each_of}{of}; all {len(trials.table)} are in trials.csv and study.json. Seconds: of training steps, all its runs."
+    whole = f"all {len(trials.table)} are in trials.csv and study.json"
+    note = f"The best {each_of}{of}; {whole}. Seconds: of training steps, all its runs."
     return Table("Trials", note, ("trial", "state", "validation", "seconds", *names), rows, runs)
 
 

@@ -150,7 +150,7 @@ def kept(launched: Launched, artifact: str, run_ids: Iterable[str], parse: Calla
         except (MissingArtifact, ValueError):
             return []
 
-    with told({**IMPATIENT, **QUIET}), ThreadPoolExecutor(8) as pool:
+    with told(IMPATIENT), ThreadPoolExecutor(8) as pool:
         return dict(found for some in pool.map(read, runs) for found in some)
 
 

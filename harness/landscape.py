@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import matplotlib
 import numpy as np
@@ -21,10 +21,10 @@ from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvalu
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna.visualization import matplotlib as optunas
 
-from harness.canvas import COLOURS, LINES, MARKERS, Drawing
-from harness.figures import FONT, UNITS, WIDTH
+from harness.canvas import COLOURS, LINES, MARKERS, UNITS, WIDTH, Drawing
+from harness.figures import FONT
 from harness.frames import each
-from harness.space import WHOLE, Levels, Range
+from harness.ranges import WHOLE, Levels, Range
 from harness.study import Variant
 from harness.trials import Trials
 
@@ -171,7 +171,7 @@ def importances(view: Scene, method: str) -> Drawing:
     with _ours(WIDTH, 0.9 + 0.3 * len(view.varied)):
         ax = optunas.plot_param_importances(view.study, evaluators[method], params=_common(view, method), **told)
         ax.set(title="", xlabel=f"importance by {method}", ylabel="")
-        ax.set_xlim(0, 1.12 * max([bar.get_width() for bar in ax.patches] or [1]) or 1)
+        ax.set_xlim(0, 1.12 * max([bar.get_width() for bar in ax.containers[0]] or [1]) or 1)
         for bar in ax.patches:
             bar.set_color(COLOURS[0])
         if (legend := ax.get_legend()) is not None:
@@ -195,7 +195,7 @@ def slices(view: Scene) -> Drawing:
     _least(view)
     rows = -(-len(view.varied) // COLUMNS)
     with _ours(WIDTH, 0.6 + 2.1 * rows):
-        axes = np.atleast_1d(optunas.plot_slice(view.study, list(view.varied), **view.shown))
+        axes: list[Any] = np.atleast_1d(np.asarray(optunas.plot_slice(view.study, list(view.varied), **view.shown))).tolist()
         figure = axes[0].figure
         _regrid(figure, axes, rows)
         for ax in axes:
@@ -232,7 +232,7 @@ def contour(view: Scene) -> Drawing:
         chosen, more = list(ranked)[:MOST_CONTOURS], f" Of {len(chosen)} parameters the first {MOST_CONTOURS} by PED-ANOVA."
     size = 3.6 if len(chosen) == 2 else 1.0 + 1.75 * len(chosen)
     with _ours(WIDTH, size):
-        axes = np.atleast_1d(optunas.plot_contour(view.study, chosen, **view.shown)).ravel()
+        axes: list[Any] = np.asarray(optunas.plot_contour(view.study, chosen, **view.shown)).ravel().tolist()
         axes[0].figure.suptitle("")
         for ax in axes:
             ax.set_title("")
@@ -285,6 +285,7 @@ def _common(view: Scene, method: str) -> list[str]:
 
 
 def _logarithm(trial: FrozenTrial) -> float:
+    assert trial.value is not None  # it is complete
     return float(np.log10(trial.value))
 
 
@@ -306,14 +307,14 @@ def _ours(width: float, height: float) -> Iterator[None]:
 
 def _kept(ax: Axes) -> Figure:
     """The figure of axes, out of pyplot's hands, in its size and layout."""
-    figure: Figure = ax.figure
+    figure = cast(Figure, ax.figure)
     pyplot.close(figure)
     figure.set_size_inches(*matplotlib.rcParams["figure.figsize"])
     figure.set_layout_engine("constrained")
     return figure
 
 
-def _grid(axes: Sequence[Axes], axis: str = "both") -> None:
+def _grid(axes: Sequence[Axes], axis: Literal["both", "x", "y"] = "both") -> None:
     for ax in axes:
         ax.set_axisbelow(True)
         ax.grid(axis=axis, alpha=0.3)

@@ -42,7 +42,7 @@ def rank(search: Search, fixed: Blocks, looks: int, tuned: Blocks) -> Ranking:
     sides = [_side(blocks, name, looks) for blocks, name, looks in zip((fixed, tuned), names, (looks, 1), strict=True)]
     table = pd.concat(sides, axis=1, keys=HERE).reset_index(names="condition")
     if len(table):
-        table = table.sort_values([("tuned", "place")], kind="stable", ignore_index=True)
+        table = table.sort_values(("tuned", "place"), kind="stable", ignore_index=True)
     level = simultaneous(len(both) * (len(both) - 1) // 2, 2)
     orders = [_orders(blocks, name, level) for blocks, name in zip((fixed, tuned), names, strict=True)]
     back = {variant: name for name, variant in names[0].items()}

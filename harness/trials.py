@@ -23,9 +23,7 @@ class Trials:
     launched: Launched
     runs: pd.DataFrame
     history: pd.DataFrame
-    table: (
-        pd.DataFrame
-    )  # variant, condition, trial, state, value, epochs, why; seconds of training; best of its condition so far
+    table: pd.DataFrame  # variant, condition, trial, state, value, epochs, why; seconds of training; best so far
     settings: Mapping[str, Mapping[str, Any]]  # trial -> what it was asked to be
 
     @classmethod
