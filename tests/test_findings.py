@@ -1,0 +1,191 @@
+"""The report of a search: what was found, beside what it is compared with, with the same bytes each time; and ranks by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import harness
+from harness import findings
+from harness.blocks import Blocks
+from harness.ranking import rank
+from harness.report import Report
+from harness.search import run_search
+from harness.space import Search
+from harness.store import Store
+from harness.study import Study
+from harness.trials import Trials
+
+BASE = {"dataset": "mnist_5k", "epochs": 2, "max_batches": 4, "hidden_dim": 8}
+OPTIMIZERS = ["sgd", "adam"]
+KINDS = ("contour", "history", "importances-fanova", "importances-ped_anova", "parallel", "slice")
+SPACE = {"lr": {"low": 1e-3, "high": 1.0, "log": True}, "batch_size": {"low": 16, "high": 64}}
+
+
+def search(trials: int = 6, **settings: Any) -> Search:
+    given = {"trials": trials, "batch": 3, "final_seeds": [7, 8, 9], "beside": "fixed", **settings}
+    return Search.of(
+        name="fair", question="Which <b>optimizer</b>?", seeds=[0, 1], base={**BASE, "validation": 0.2},
+        factors={"optimizer": OPTIMIZERS}, search=given, space=SPACE,
+    )  # fmt: skip
+
+
+def fixed(seeds: Sequence[int] = (0, 1, 2), **base: Any) -> Study:
+    return Study(
+        name="fixed", question="?", design="one_factor_at_a_time", seeds=list(seeds), base={**BASE, **base},
+        factors={"optimizer": OPTIMIZERS},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Report]]:
+    """A sentence of a report before the store has the study of fixed settings; and the report once it has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("findings"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        run_search(search(), workers=0, say=lambda line: None)
+        alone = " ".join(findings.write("fair").sentences)
+        harness.run_study(fixed(), workers=0, say=lambda line: None)
+        yield alone, findings.write("fair")
+
+
+def test_report_of_a_search_written_twice_has_the_same_bytes(written: tuple[str, Report]) -> None:
+    again = findings.write("fair").files
+    assert {name for name in again if again[name] != written[1].files[name]} == set()
+
+
+def test_each_condition_has_the_figures_of_optuna_and_the_page_shows_them_all(written: tuple[str, Report]) -> None:
+    files = written[1].files
+    wanted = {"best-so-far", *(f"optimizer-{optimizer}-{kind}" for optimizer in OPTIMIZERS for kind in KINDS)}
+    assert {name for name in files if name.startswith("plots/")} == {f"plots/{n}.{k}" for n in wanted for k in ("png", "svg")}
+    assert all(files[f"plots/{name}.png"].startswith(b"\x89PNG") for name in wanted)
+    page = files["report.html"].decode()
+    assert page.count("<img") + page.count("<svg") >= len(wanted)
+    assert "could not be drawn" not in page
+
+
+def test_page_of_a_search_loads_nothing_and_says_names_as_they_are(written: tuple[str, Report]) -> None:
+    page = written[1].files["report.html"].decode()
+    assert "<b>optimizer" not in page
+    assert "&lt;b&gt;optimizer" in page
+    assert not re.findall(r"(?:src|srcset|@import|url)\s*[=(]\s*[\"']?(?!data:)[a-z]+:", page)
+
+
+def test_all_trials_are_in_the_table_with_what_the_store_has_of_them(written: tuple[str, Report]) -> None:
+    table = pd.read_csv(StringIO(written[1].files["trials.csv"].decode()))
+    (run,) = Store().runs("fair", report="fair")
+    kept = json.loads(Path(Store().client.download_artifacts(run.info.run_id, "study.json")).read_text(encoding="utf-8"))
+    assert list(table.variant) == [trial["variant"] for trial in kept["trials"]]
+    assert [round(value, 12) for value in table.value.dropna()] == [
+        round(trial["value"], 12) for trial in kept["trials"] if trial["value"] is not None
+    ]
+    assert not [name for name in table if "test" in name]
+
+
+def test_best_so_far_never_gets_worse_and_ends_at_the_best_trial(written: tuple[str, Report]) -> None:
+    trials = Trials.last("fair")
+    for row in trials.search.study.rows:
+        mine = trials.of(row)
+        so_far, least = [], math.inf
+        for value, state in zip(mine.value, mine.state, strict=True):
+            least = min(least, value) if state == "complete" else least
+            so_far.append(least)
+        assert list(mine.best) == so_far
+        assert trials.best[row.name].value == so_far[-1]
+
+
+def test_report_of_a_search_begins_with_the_comparison_on_fresh_seeds(written: tuple[str, Report]) -> None:
+    first = written[1].sentences[0]
+    assert first.startswith("On 3 fresh seeds and the test set, the best settings trained anew: ")
+    assert any(
+        sentence.startswith("Best of optimizer=adam on validation, of 6 trials: lr=") for sentence in written[1].sentences
+    )
+    assert "harness study best.toml" in written[1].files["report.html"].decode()
+
+
+def test_study_to_be_ranked_beside_is_asked_for_where_the_store_has_none(written: tuple[str, Report]) -> None:
+    alone, report = written
+    assert "The store has no study fixed to rank tuned conditions beside; harness study fixed trains it." in alone
+    assert "The store has no study" not in " ".join(report.sentences)
+    assert "Fixed settings beside tuned ones" in report.files["report.md"].decode()
+
+
+def test_figures_that_trials_are_too_few_for_are_left_out_and_said(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("few"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run_search(search(trials=1), workers=0, say=lambda line: None)
+    report = findings.write("fair")
+    drawn = {name for name in report.files if name.endswith(".png")}
+    assert drawn == {"plots/best-so-far.png", "plots/optimizer-sgd-history.png", "plots/optimizer-adam-history.png"}
+    said = report.files["report.html"].decode()
+    assert "slice of optimizer=sgd left out: 1 trial came to an end; it takes two" in said
+    assert "best tenth" not in said
+
+
+# ranks
+
+TOGETHER = {"optimizer=sgd": [1.00, 1.02, 1.01], "optimizer=adam": [0.50, 0.51, 0.53]}
+TURNED = {"optimizer=sgd": [0.30, 0.31, 0.32], "optimizer=adam": [0.50, 0.52, 0.51]}
+CLOSE = {"optimizer=sgd": [0.30, 0.60, 0.90], "optimizer=adam": [0.50, 0.52, 0.51]}
+
+
+def blocks(study: Study, numbers: Mapping[str, Sequence[float]]) -> Blocks:
+    """Runs of a study that ended with these numbers, one for each seed."""
+    rows = [
+        {
+            "variant": cell.variant.name, "seed": cell.seed, "state": "finished", "run_id": cell.name, "dataset": "mnist_5k",
+            "condition": cell.variant.condition, "config_digest": cell.config.digest, "state_digest": cell.config.digest,
+            study.metric: numbers[cell.variant.name][study.seeds.index(cell.seed)],
+        }
+        for cell in study.cells
+    ]  # fmt: skip
+    return Blocks.of(study, pd.DataFrame(rows))
+
+
+def tuned(numbers: Mapping[str, Sequence[float]]) -> Blocks:
+    asked = search()
+    return blocks(asked.final({row.name: {"lr": 0.1, "batch_size": 32} for row in asked.study.rows}), numbers)
+
+
+def test_conditions_that_change_places_are_named_where_intervals_say_so() -> None:
+    found = rank(search(), blocks(fixed(), TOGETHER), 1, tuned(TURNED))
+    assert found.sentence == (
+        "Against fixed, 1 pair of conditions changes places: optimizer=sgd is better than optimizer=adam once both are tuned."
+    )
+    table = found.table.set_index(("condition", ""))
+    assert table["fixed", "place"].to_dict() == {"optimizer=sgd": 2, "optimizer=adam": 1}
+    assert table["tuned", "place"].to_dict() == {"optimizer=sgd": 1, "optimizer=adam": 2}
+    assert table["tuned", "mean"].to_dict() == pytest.approx({"optimizer=sgd": 0.31, "optimizer=adam": 0.51})
+
+
+def test_no_change_of_places_is_claimed_where_means_turn_and_intervals_do_not_say() -> None:
+    turned = {name: [value - 0.2 for value in values] if "sgd" in name else values for name, values in CLOSE.items()}
+    found = rank(search(), blocks(fixed(), TOGETHER), 1, tuned(turned))
+    table = found.table.set_index(("condition", ""))
+    assert table["tuned", "place"].to_dict() == {"optimizer=sgd": 1, "optimizer=adam": 2}  # by mean
+    assert found.sentence == (
+        "Against fixed no two conditions are seen to change places: of 1 pair, 0 have the same order in both, 1 only in fixed, "
+        "0 only once tuned."
+    )
+
+
+def test_ranks_say_in_what_the_studies_differ_besides() -> None:
+    found = rank(search(), blocks(fixed(epochs=5), TOGETHER), 1, tuned(TURNED))
+    assert found.note == "Besides, the two differ in epochs 5 and 2; validation 0 and 0.2: a place may change for that too."
+
+
+def test_study_without_the_conditions_has_no_ranking_and_it_is_said() -> None:
+    other = Study(name="fixed", question="?", design="list", seeds=[0, 1, 2], base=BASE, variants=[{"name": "w", "lr": 0.5}])
+    found = rank(search(), blocks(other, {"w": [1.0, 2.0, 3.0]}), 1, tuned(TURNED))
+    assert len(found.table) == 0
+    assert "fewer than two conditions in common" in found.sentence
