@@ -1,6 +1,12 @@
-"""On a GPU: the same start and the same order as on the CPU, and the same bits from one run to the next."""
+"""On a GPU: the same start and order as on the CPU, the same bits from one run to the next and in any stack, and verified."""
 
 from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,17 +15,18 @@ from harness.checkpoint import state_digest
 from harness.config import RunConfig
 from harness.data import load
 from harness.results import EpochRecord
+from harness.stacks import MOST_LANES_GPU
 from harness.training import Stack, exact_arithmetic, train
 
 CONFIG = RunConfig(init="kaiming", norm="batchnorm", optimizer="adam", lr=0.001, dropout=0.2, dataset="mnist_5k", epochs=2)
 
 
-def trained(device: str) -> tuple[list[EpochRecord], str]:
-    """The records and the final state digest of three lanes."""
-    configs = [CONFIG.replace(device=device, seed=seed) for seed in range(3)]
+def trained(device: str, lanes: int = 3, **changes: Any) -> tuple[list[EpochRecord], list[str]]:
+    """The records of a stack and the final state digest of each lane."""
+    configs = [CONFIG.replace(device=device, seed=seed, **changes) for seed in range(lanes)]
     with exact_arithmetic():
-        stack = Stack.of(architecture(CONFIG), configs, load("mnist_5k", "unused").to(device))
-        return list(train(stack)), state_digest(stack.network.state(2))
+        stack = Stack.of(architecture(configs[0]), configs, load("mnist_5k", "unused").to(device))
+        return list(train(stack)), [state_digest(stack.network.state(lane)) for lane in range(lanes)]
 
 
 @pytest.mark.cuda
@@ -33,3 +40,33 @@ def test_a_gpu_starts_where_the_cpu_starts_and_ends_near_it() -> None:
 @pytest.mark.cuda
 def test_a_gpu_gives_the_same_bits_twice() -> None:
     assert trained("cuda")[1] == trained("cuda")[1]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("hidden_dim", [1, 10, 64, 128, 512, 2048])
+@pytest.mark.parametrize("norm", ["none", "batchnorm", "layernorm_scratch"])
+def test_a_lane_of_any_stack_on_a_gpu_has_the_bits_of_the_run_alone(hidden_dim: int, norm: str) -> None:
+    shape = {"hidden_dim": hidden_dim, "norm": norm, "epochs": 1, "max_batches": 40}
+    together = [trained("cuda", lanes, **shape)[1] for lanes in range(1, MOST_LANES_GPU + 1)]
+    assert {digests[0] for digests in together} == {together[0][0]}
+    assert together[-1][:-1] == together[-2]
+
+
+@pytest.mark.cuda
+def test_a_study_on_a_gpu_is_verified_run_by_run(tmp_path: Path) -> None:
+    study = tmp_path / "pair.toml"
+    study.write_text(
+        'name = "pair"\nquestion = "Is a lane verified alone?"\ndesign = "list"\nseeds = [0, 1, 2]\n'
+        'base = {device = "cuda", dataset = "mnist_5k", epochs = 2}\n'
+        'variants = [{name = "plain"}, {name = "normed", norm = "batchnorm", optimizer = "adam", lr = 0.001}]\n',
+        encoding="utf-8",
+    )
+
+    def harness(*arguments: str) -> str:
+        command = [sys.executable, "-m", "harness", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "6 of 6 cells" in harness("study", str(study), "--workers", "2")
+    assert re.search(r"6 of 6 bit-exact", harness("verify", "--study", "pair", "--sample", "6"))

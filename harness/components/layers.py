@@ -62,12 +62,22 @@ def product(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> Ca
     """The call that writes a b (+ bias) of each lane to `out`: (lanes, n, m) times (lanes, m, p).
 
     Where a dimension is 1, BLAS takes matrix-vector kernels that differ with the number of lanes: then one lane at a time.
+    cuBLAS takes another kernel for one product than for many: then a lane alone is two, and one of them is kept.
     """
-    if len(a) > 1 and (1 in a.shape or 1 in out.shape):
+    thin = 1 in (*a.shape[1:], *out.shape[1:])
+    if len(a) > 1 and thin:
         biases = [None] * len(a) if bias is None else bias.split(1)
         lanes = [product(*lane) for lane in zip(a.split(1), b.split(1), out.split(1), biases, strict=True)]
         return lambda: [call() for call in lanes]
+    if len(a) == 1 and out.is_cuda and not thin:
+        pair = torch.empty_strided((2, *out.shape[1:]), (out[0].numel(), *out.stride()[1:]), device=out.device)
+        two = product(_twice(a), _twice(b), pair, None if bias is None else _twice(bias))
+        return lambda: (two(), out.copy_(pair[:1]))
     return partial(torch.bmm, a, b, out=out) if bias is None else partial(torch.baddbmm, bias, a, b, out=out)
+
+
+def _twice(lane: Tensor) -> Tensor:
+    return lane.expand(2, -1, -1)
 
 
 @dataclass(frozen=True)
