@@ -14,7 +14,6 @@ from harness.plan import Plan
 from harness.training import MAY_DIFFER, sample_counts
 
 MOST_LANES = 16  # wider stacks gain nothing, however small the network
-MOST_LANES_GPU = 8  # cuBLAS takes other kernels for 16 products than for 8, and a lane then has other bits than alone
 LAST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")  # "32768K", on Linux
 # Seconds on one core of an AMD EPYC (AVX2), from the parts of a training step; only their ratios matter for cutting.
 PRODUCTS = 5.6e-11  # a parameter and sample, forward and backward
@@ -49,7 +48,7 @@ def widest(plan: Plan) -> int:
     Moments do not count: an update passes over them once. A GPU has room for more than it may take.
     """
     if plan.config.device != "cpu":
-        return MOST_LANES_GPU
+        return MOST_LANES
     flowing = plan.config.batch_size * sum(placed.features for placed in plan.arch.layers)
     return max(1, min(MOST_LANES, room() // (4 * (2 * plan.arch.parameters + flowing))))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -61,18 +62,18 @@ class Layer(Protocol):
 def product(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> Call:
     """The call that writes a b (+ bias) of each lane to `out`: (lanes, n, m) times (lanes, m, p).
 
-    Where a dimension is 1, BLAS takes matrix-vector kernels that differ with the number of lanes: then one lane at a time.
-    cuBLAS takes another kernel for one product than for many: then a lane alone is two, and one of them is kept.
+    How many lanes share a call must move no bit. Where a dimension is 1, BLAS takes matrix-vector kernels that differ with
+    their number: then each has its own. cuBLAS chooses a kernel by it too: there two share one, the last with itself.
     """
-    thin = 1 in (*a.shape[1:], *out.shape[1:])
-    if len(a) > 1 and thin:
-        biases = [None] * len(a) if bias is None else bias.split(1)
-        lanes = [product(*lane) for lane in zip(a.split(1), b.split(1), out.split(1), biases, strict=True)]
-        return lambda: [call() for call in lanes]
-    if len(a) == 1 and out.is_cuda and not thin:
+    share = 1 if 1 in (*a.shape[1:], *out.shape[1:]) else 2 if out.is_cuda else len(a)
+    if len(a) > share:
+        biases = repeat(None) if bias is None else bias.split(share)
+        parts = [product(*part) for part in zip(a.split(share), b.split(share), out.split(share), biases, strict=False)]
+        return lambda: [call() for call in parts]
+    if len(a) < share:
         pair = torch.empty_strided((2, *out.shape[1:]), (out[0].numel(), *out.stride()[1:]), device=out.device)
-        two = product(_twice(a), _twice(b), pair, None if bias is None else _twice(bias))
-        return lambda: (two(), out.copy_(pair[:1]))
+        call = product(_twice(a), _twice(b), pair, None if bias is None else _twice(bias))
+        return lambda: (call(), out.copy_(pair[:1]))
     return partial(torch.bmm, a, b, out=out) if bias is None else partial(torch.baddbmm, bias, a, b, out=out)
 
 
