@@ -116,6 +116,7 @@ def test_networks_of_the_notebook_are_layer_lists(path: Path) -> None:
 # commands that repeat a promise, and the waits that the pages promise
 
 PYTEST = re.compile(r"(?:^ {4}|`)(?:\w+=\S+ )*(?:python -m )?pytest( [^`\n#]*)", re.M)
+COUNTED = re.compile(r"\| (\d+) (?:kinds|sizes|places|ways|items|cases)\b[^|]*\| `pytest ([^`\n]+)` \|$", re.M)
 COLLECT = """
 import json, sys
 import pytest
@@ -132,7 +133,7 @@ print(json.dumps(found))
 """
 
 
-def test_commands_of_tests_in_the_docs_select_some() -> None:
+def test_commands_of_tests_in_the_docs_select_some_and_as_many_as_is_said() -> None:
     """All in one process, so that torch and MLflow are imported once."""
     lines = {line.strip() for page in PAGES for line in PYTEST.findall(page.read_text(encoding="utf-8"))} - {""}
     assert len(lines) > 25
@@ -143,6 +144,9 @@ def test_commands_of_tests_in_the_docs_select_some() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert [line for line, items in found.items() if not items] == []
+    counted = COUNTED.findall((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8"))
+    assert len(counted) == 7
+    assert [(line, items, found[line]) for items, line in counted if found[line] != int(items)] == []
 
 
 def test_waits_that_the_docs_promise_are_those_of_the_code() -> None:
