@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import matplotlib
@@ -54,14 +55,16 @@ class Drawing:
     caption: str
     figure: Figure
 
+    @cached_property
     def png(self) -> bytes:
         """The figure as PNG, 150 dots an inch."""
         self.figure.set_dpi(150)  # an SVG leaves it at 72
         FigureCanvasAgg(self.figure).print_png(out := io.BytesIO(), pil_kwargs={"compress_level": 6})
         return out.getvalue()
 
+    @cached_property
     def svg(self) -> bytes:
-        """The figure as SVG, without a date."""
+        """The figure as SVG, without a date: in the page, and a file of its own."""
         with matplotlib.rc_context(FIXED):
             FigureCanvasSVG(self.figure).print_svg(out := io.BytesIO(), metadata={"Date": None})
         return out.getvalue()

@@ -67,7 +67,7 @@ def write(name: str, launcher: str | None = None) -> Report:
         "report.html": page.html().encode(),
         "report.md": page.markdown().encode(),
         "trials.csv": table.to_csv(index=False).encode(),
-        **{f"{PLOTS}/{drawing.name}.{kind}": getattr(drawing, kind)() for drawing in page.shown for kind in ("png", "svg")},
+        **{f"{PLOTS}/{drawing.name}.{kind}": getattr(drawing, kind) for drawing in page.shown for kind in ("png", "svg")},
     }
     if (study := _settled(trials)) is not None:
         files["best.toml"] = study.toml_text().encode()

@@ -86,7 +86,7 @@ class Page:
 
     def html(self) -> str:
         """One file that loads nothing from anywhere."""
-        pictures = {d.name: f"data:image/svg+xml;base64,{b64encode(d.svg()).decode('ascii')}" for d in self.shown}
+        pictures = {d.name: f"data:image/svg+xml;base64,{b64encode(d.svg).decode('ascii')}" for d in self.shown}
         return _environment(html=True).get_template("report.html").render(page=self, pictures=pictures, shown=SHOWN)
 
     def markdown(self) -> str:

@@ -107,7 +107,7 @@ def write(name: str, launcher: str | None = None) -> Report:
         "report.md": page.markdown().encode(),
         "summary.csv": table.to_csv(index=False).encode(),
         "contrasts.csv": _csv(analysis.contrasts),
-        **{f"{PLOTS}/{drawing.name}.{kind}": getattr(drawing, kind)() for drawing in drawings for kind in ("png", "svg")},
+        **{f"{PLOTS}/{drawing.name}.{kind}": getattr(drawing, kind) for drawing in drawings for kind in ("png", "svg")},
     }
     publish(log, files)
     note = _note(launched.study, runs, table, copies, analysis.sentences)
