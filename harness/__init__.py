@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from harness.architecture import build_network as build_network
     from harness.architecture import count_parameters as count_parameters
+    from harness.cells import StudyResult as StudyResult
     from harness.checkpoint import save_model as save_model
     from harness.config import RunConfig as RunConfig
-    from harness.driver import StudyResult as StudyResult
     from harness.driver import run_study as run_study
     from harness.errors import HarnessError as HarnessError
     from harness.frames import compare as compare
@@ -34,7 +34,7 @@ _HOMES = {
     "RunConfig": "config",
     "HarnessError": "errors",
     "Study": "study",
-    "StudyResult": "driver",
+    "StudyResult": "cells",
     "train": "launch",
     "run_study": "driver",
     "runs": "frames",

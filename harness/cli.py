@@ -27,7 +27,7 @@ from harness.space import Search
 from harness.study import Study
 
 if TYPE_CHECKING:
-    from harness.driver import StudyResult
+    from harness.cells import StudyResult
     from harness.results import EpochRecord
 
 FORMATS = ("table", "csv", "parquet", "json", "markdown")
@@ -181,11 +181,11 @@ def study(study: str, dry_run: bool, workers: str, scheduler: str | None, numeri
     launcher = None if dry_run else os.environ.pop("MLFLOW_RUN_ID", None)
     if workers != "0" and not dry_run and scheduler is None:
         nursery.begin()  # it imports while this process does
-    from harness import driver
+    from harness import driver, outlook
 
     if dry_run:
         processes = None if workers == "auto" else int(workers)
-        say(driver.preview(wanted, processes, scheduler, given["share"], say))
+        say(outlook.preview(wanted, processes, scheduler, given["share"], say))
         if given["until_decided"]:
             say(f"then, until all contrasts are decided, {', '.join(map(str, planned[1:]))} seeds")
         return
@@ -276,9 +276,9 @@ def status(study: str, **given: Any) -> None:
         counts = trials.groupby(["condition", "state"], sort=False).size().rename("trials").reset_index()
         say(frames.text(counts, "table").rstrip("\n"))
         return
-    from harness import driver
+    from harness import outlook
 
-    say(driver.status(wanted, overrides, say))
+    say(outlook.status(wanted, overrides, say))
 
 
 @cli.command()

@@ -13,8 +13,8 @@ from harness.errors import short
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from harness.driver import Progress as StudyProgress
-    from harness.driver import StudyResult
+    from harness.cells import StudyResult
+    from harness.progress import Progress as StudyProgress
     from harness.recorder import RunResult
     from harness.results import EpochRecord
     from harness.search import SearchResult

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from harness import chart, driver, engine, findings, pruning, report, stacks
+from harness.cells import Launch, StudyResult
 from harness.data import Data
-from harness.driver import Launch, Progress, Say, StudyResult, Watch, alone
+from harness.driver import alone
 from harness.engine import Engine
 from harness.errors import InputError
 from harness.plan import Plan, prepare, prepare_all
+from harness.progress import Progress, Say, Watch
 from harness.proposals import Proposer
 from harness.pruning import Rule, Trial
 from harness.recorder import fail

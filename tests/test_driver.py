@@ -23,12 +23,13 @@ from mlflow.entities import Run
 import harness
 from harness import launch as harness_launch
 from harness import worker
+from harness.cells import StudyResult
 from harness.cli import main
 from harness.components.inits import INITS, Init
 from harness.config import RunConfig, slug
-from harness.driver import Progress, StudyResult
 from harness.errors import InputError
 from harness.plan import prepare, prepare_all
+from harness.progress import Progress
 from harness.store import Store, store_uri
 from harness.study import Study
 from harness.tracking import RunLog

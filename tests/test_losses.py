@@ -14,8 +14,9 @@ from mlflow.entities import Run
 import harness
 from harness import data
 from harness.architecture import architecture
+from harness.cells import StudyResult
 from harness.checkpoint import Checkpoint, state_digest
-from harness.driver import Progress, StudyResult
+from harness.progress import Progress
 from harness.results import history_digest
 from harness.study import Study
 from harness.training import Stack, exact_arithmetic, train

@@ -19,8 +19,8 @@ import harness
 from harness import training
 from harness.checkpoint import Checkpoint, state_digest
 from harness.components.optimizers import OPTIMIZERS
-from harness.driver import Progress
 from harness.network import Network
+from harness.progress import Progress
 from harness.recorder import Recorder
 from harness.results import EpochRecord
 from harness.study import Study

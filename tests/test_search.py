@@ -11,8 +11,8 @@ import optuna
 import pytest
 
 from harness import frames, pruning
-from harness.driver import Progress
 from harness.errors import InputError
+from harness.progress import Progress
 from harness.pruning import Trial
 from harness.search import SearchResult, run_search
 from harness.space import Search

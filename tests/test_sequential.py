@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness import frames
-from harness.driver import StudyResult, run_study, until_decided
+from harness.cells import StudyResult
+from harness.driver import run_study, until_decided
 from harness.errors import InputError
 from harness.sequential import grown, looks
 from harness.study import Study

@@ -179,7 +179,7 @@ MOVING: dict[str, tuple[str, str, str, set[str]]] = {
     "a constant of streams": ("seeding.py", "\nVERSION = 1", "\nVERSION = 2", ALL),
     "the number of a stream": ("seeding.py", '"init": 0, "shuffle": 1', '"init": 1, "shuffle": 0', ALL),
     "the loss": ("components/layers.py", "torch.log_softmax(logits, 1,", "torch.log_softmax(logits, 2,", ALL),
-    "a helper of a layer": ("components/layers.py", "if len(a) > 1 and (1 in a.shape or 1 in out.shape)", "if len(a) > 1", ALL),
+    "a helper of a layer": ("components/layers.py", "share = 1 if 1 in", "share = 2 if 1 in", ALL),
     "the padding of lanes": ("network.py", "CACHE_LINE = 16", "CACHE_LINE = 8", ALL),
     "the health probe": ("health.py", "PROBE_SAMPLES = 256", "PROBE_SAMPLES = 128", ALL),
     "what counts as diverged": ("results.py", "DIVERGED = 1e4", "DIVERGED = 1e5", ALL),
