@@ -105,13 +105,14 @@ def test_stopped_process_that_wakes_after_its_run_was_taken_over_changes_nothing
 
 
 @pytest.mark.slow
-def test_run_that_is_taken_over_between_two_epochs_is_left_as_it_is(server: str) -> None:
+@pytest.mark.parametrize("epoch", [2, EPOCHS], ids=["between two epochs", "before its end"])
+def test_run_that_is_taken_over_meanwhile_is_left_as_it_is(epoch: int, server: str) -> None:
     """Neither failed nor killed by whoever had it."""
     client = MlflowClient(server)
     run_ids: list[str] = []
 
     def report(record: EpochRecord, epochs: int) -> None:
-        if record.epoch == 2:
+        if record.epoch == epoch:
             client.set_tag(run_ids[0], "attempt", "2")
 
     def say(line: str) -> None:
@@ -122,8 +123,9 @@ def test_run_that_is_taken_over_between_two_epochs_is_left_as_it_is(server: str)
         harness.train(CONFIG, report=report, say=say)
     run = client.get_run(run_ids[0])
     assert run.info.status == "RUNNING"
-    assert "error" not in run.data.tags
-    assert [step for step, _ in rows(client, run_ids[0])["test/loss"]] == [0, 1, 2]
+    assert not {"error", "state_digest"} & set(run.data.tags)
+    assert not [key for key in run.data.metrics if key.startswith("final/")]
+    assert [step for step, _ in rows(client, run_ids[0])["test/loss"]] == [*range(epoch + 1)]
 
 
 def rows(client: MlflowClient, run_id: str) -> dict[str, list[tuple[int, float]]]:
