@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from harness.analysis import Analysis
+from harness.conclusions import plural
 from harness.frames import each
 
 WIDTH = 9.0  # inches: a printed page with its margins, at 9 points as on the screen
@@ -105,6 +106,12 @@ class Canvas:
     def names(self) -> list[str]:
         """The variants that have a finished run."""
         return [str(row.variant) for row in each(self.variants) if row.n]
+
+    @property
+    def counted(self) -> str:
+        """How many seeds a number of the drawn variants rests on: `3 seeds`, `2 to 3 seeds`."""
+        n = self.variants.n[self.variants.n > 0]
+        return f"{n.min()} to {n.max()} seeds" if n.min() < n.max() else plural(int(n.max()), "seed")
 
     @property
     def left_out(self) -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from harness.blocks import Blocks
 from harness.contrasts import FEWEST_FLIPS, MOST_SEEDS, VERDICTS
+from harness.study import Study
 
 ALPHA = 0.05
 
@@ -19,12 +20,12 @@ def sentences(blocks: Blocks, contrasts: pd.DataFrame) -> tuple[str, ...]:
         return (f"There is nothing to compare {blocks.reference} with.",)
     counts = contrasts.verdict.value_counts()
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
-    head = f"Of {plural(len(contrasts), 'variant')} beside {blocks.reference}: {said}, by {spoken(blocks)}."
+    head = f"Of {plural(len(contrasts), 'variant')} beside {blocks.reference}: {said}, by {spoken(blocks.study)}."
     return (head, *(_sentence(blocks, row) for _, row in contrasts.iterrows()))
 
 
 def _sentence(blocks: Blocks, row: pd.Series) -> str:
-    metric, unit = spoken(blocks), " nats" * (blocks.good < 0)
+    metric, unit = spoken(blocks.study), " nats" * (blocks.good < 0)
     found = f"{row.low:.3g} to {row.high:.3g}{unit}, {plural(row.n, 'seed')}"
     if row.verdict in ("better", "worse"):
         way = "lower" if row.difference < 0 else "higher"
@@ -77,7 +78,8 @@ def _without_numbers(blocks: Blocks) -> Iterator[str]:
         n = len(blocks.study.seeds)
         for outcome in ("diverged", "failed"):
             if counts[outcome]:
-                yield f"{counts[outcome]} of {n} runs of {name} {outcome}: its mean is over the rest, so it gets no verdict."
+                rest = "its mean is over the rest, so it gets no" if counts["finished"] else "it has no mean and no"
+                yield f"{counts[outcome]} of {n} runs of {name} {outcome}: {rest} verdict."
         if counts["missing"]:
             yield f"{counts['missing']} of {n} runs of {name} are missing: what is said of it rests on the others."
     if out := [name for name in blocks.names if name not in blocks.whole]:
@@ -117,9 +119,9 @@ def _always(blocks: Blocks) -> Iterator[str]:
         yield "The metric is of test data: a variant chosen by it will do a little worse on data without part in the choice."
 
 
-def spoken(blocks: Blocks) -> str:
+def spoken(study: Study) -> str:
     """The metric in words, `final test loss`."""
-    return blocks.study.metric.replace("/", " ").replace("_", " ")
+    return study.metric.replace("/", " ").replace("_", " ")
 
 
 def plural(count: int, noun: str) -> str:

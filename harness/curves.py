@@ -23,15 +23,13 @@ def curves(canvas: Canvas) -> Drawing | None:
     if not canvas.names or canvas.curves.epoch.max() < 1:
         return None
     figure = _four(canvas) if canvas.few else _many(canvas)
-    n = canvas.variants.n
-    of = f"{n.max()}" if n.min() == n.max() else f"{n[n > 0].min()} to {n.max()}"
-    seeds = f"mean over {of} seed{'s' * (of != '1')}, band from the lowest to the highest, thin lines single seeds"
+    seeds = f"Mean over {canvas.counted}, band from the lowest to the highest, thin lines single seeds"
     what = (
         "Train is measured while training, test in eval mode at the end of each epoch"
         if canvas.few
         else "Solid: test; dashed: train" + ("" if canvas.hue else "; black in each panel: the base's test")
     )
-    return Drawing("curves", "Curves over epochs", f"{seeds[0].upper()}{seeds[1:]}. {what}.{canvas.left_out}", figure)
+    return Drawing("curves", "Curves over epochs", f"{seeds}. {what}.{canvas.left_out}", figure)
 
 
 def _four(canvas: Canvas) -> Figure:

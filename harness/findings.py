@@ -14,10 +14,11 @@ from harness.conclusions import plural
 from harness.errors import InputError
 from harness.frames import Launched, each
 from harness.origin import origin
-from harness.page import Page, Recipe, Table, interval, number
+from harness.page import Page, Recipe
 from harness.ranking import HERE, Ranking, by, rank
 from harness.report import PLOTS, Report, publish
 from harness.study import Study, Variant
+from harness.tables import Table, interval, number
 from harness.tracking import RunLog
 from harness.trials import Trials
 
@@ -57,7 +58,7 @@ def write(name: str, launcher: str | None = None) -> Report:
         chart=chart.shared(experiment, f"{name}-{log.run.data.tags.get('edition', '')}"),
         links=links,
         cells=cells,
-        command="harness search",
+        command=f"harness search {name}{launched.options}",
         recipes=list(_recipes(trials)),
         groups=groups,
     )

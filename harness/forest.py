@@ -35,13 +35,13 @@ def verdicts(canvas: Canvas) -> Drawing | None:
     level = analysis.contrasts.level.iloc[0] if len(analysis.contrasts) else math.nan
     together = (
         f" Right: mean difference to {canvas.base} over seeds, with intervals that hold together with 95% "
-        f"({100 * level:.4g}% each); an arrow is an interval that goes on."
+        f"({100 * level:.4g}% each)."
         if len(analysis.contrasts)
         else ""
     )
     caption = (
         f"Left: {words(study.metric)} of each of {seeds} seed{'s' * (seeds > 1)} (dots), mean (bar), 95% t interval (line)."
-        f"{together}{zone}{canvas.left_out}"
+        f"{together}{zone} An arrow is an interval that goes on.{canvas.left_out}"
     )
     return Drawing("verdicts", "Final values, and differences to the base", caption, figure)
 
@@ -51,15 +51,14 @@ def _values(ax: Axes, canvas: Canvas, places: Mapping[str, int]) -> None:
     for row in each(canvas.variants):
         place, style = places[str(row.variant)], canvas.styles[str(row.variant)]
         values = runs.reindex(list(row.run_ids)).to_numpy(dtype=float)
-        if row.n > 1:
-            ax.plot([row.low, row.high], [place, place], color=style.colour, lw=1.2, alpha=0.8)
         if row.n:
             ax.plot([row.mean], [place], marker="|", ms=11, mew=2, color=style.colour)
             ax.plot(values, np.full(len(values), place), ls="", marker=style.marker, ms=4.5, mfc="none", mec=style.colour)
         gone = [f"{count} {what}" for what in ("diverged", "failed", "missing") if (count := getattr(row, what))]
         if gone:
-            look: Any = {"ha": "right", "va": "center", "fontsize": 8, "style": "italic", "color": "#555555"}
-            ax.text(0.99, place, ", ".join(gone), transform=ax.get_yaxis_transform(), **look)
+            look: Any = {"ha": "right", "va": "center", "fontsize": 8, "style": "italic", "color": "#555555", "zorder": 4}
+            paper = {"facecolor": "#FFFFFF", "edgecolor": "none", "pad": 1.5}
+            ax.text(0.97, place, ", ".join(gone), transform=ax.get_yaxis_transform(), bbox=paper, **look)
     low, high = float(canvas.variants["min"].min()), float(canvas.variants["max"].max())
     if metric.endswith("loss") and low > 0 and high > 12 * low:
         ax.set_xscale("log")
@@ -70,6 +69,9 @@ def _values(ax: Axes, canvas: Canvas, places: Mapping[str, int]) -> None:
         reach = np.nanmax([high, *canvas.variants.high.clip(upper=high + 0.3 * (high - low))])
         ax.set_xlim(np.nanmin([low, *canvas.variants.low.clip(lower=low - 0.3 * (high - low))]) - pad, reach + pad)
         ax.xaxis.set_major_locator(MaxNLocator(6))
+    for row in each(canvas.variants[canvas.variants.n > 1]):
+        name = str(row.variant)
+        _interval(ax, places[name], row.low, row.high, ax.get_xlim(), color=canvas.styles[name].colour, lw=1.2)
     ax.set_xlabel(words(metric))
     ax.grid(axis="x", alpha=0.3)
 
@@ -84,11 +86,7 @@ def _differences(ax: Axes, canvas: Canvas, places: Mapping[str, int]) -> None:
     at = ax.get_yaxis_transform()
     for row in each(shown):
         place, style = places[str(row.variant)], canvas.styles[str(row.variant)]
-        ends = np.clip([row.low, row.high], low, high)
-        ax.plot(ends, [place, place], color=style.colour, lw=1.6)
-        for end, given, arrow in ((ends[0], row.low, "<"), (ends[1], row.high, ">")):
-            if math.isfinite(given):
-                ax.plot([end], [place], marker=arrow if end != given else "|", ms=6, mew=1.6, color=style.colour, clip_on=False)
+        _interval(ax, place, row.low, row.high, (low, high), "|", color=style.colour, lw=1.6)
         ax.plot([row.difference], [place], marker=style.marker, ms=5.5, color=style.colour)
     for row in each(contrasts[contrasts.variant.isin(list(places))]):
         ax.text(1.05, places[str(row.variant)], str(row.verdict), transform=at, va="center", fontsize=8.5)
@@ -97,6 +95,16 @@ def _differences(ax: Axes, canvas: Canvas, places: Mapping[str, int]) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.set_xlabel(f"difference to the base, {UNITS[study.metric.partition('_')[2]]}")
     ax.grid(axis="x", alpha=0.3)
+
+
+def _interval(ax: Axes, place: int, low: float, high: float, within: tuple[float, float], cap: str = "", **look: Any) -> None:
+    """A line from low to high, with an arrow at the edge that it goes beyond, and this cap at an end that is seen."""
+    ends = np.clip([low, high], *within)
+    ax.plot(ends, [place, place], **look)
+    for end, given, arrow in ((ends[0], low, "<"), (ends[1], high, ">")):
+        marker = arrow if end != given else cap
+        if math.isfinite(given) and marker:
+            ax.plot([end], [place], marker=marker, ms=6, mew=look["lw"], color=look["color"], clip_on=False)
 
 
 def _reach(shown: pd.DataFrame, matters: float) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,11 @@ class Launched:
     report: RunLog  # the run that keeps it
     looks: int  # at how many sizes of it conclusions are drawn: its intervals hold for all of them together
     kept: Mapping[str, Any]  # all that was written down of the launch
+
+    @property
+    def options(self) -> str:
+        """What the launch gave beside the study's file, as a command line has it; where data lies is no part of a study."""
+        return options({name: value for name, value in self.kept["overrides"].items() if name != "data_dir"})
 
     @classmethod
     def last(cls, study: str | Study | Launched) -> Launched:
@@ -90,6 +96,11 @@ def last_overrides(store: Store, name: str) -> dict[str, Any]:
     """With which overrides a study was last launched."""
     found = _last(store, name)
     return dict(found[1]["overrides"]) if found else {}
+
+
+def options(overrides: Mapping[str, Any]) -> str:
+    """Overrides as a command line has them, each after a space."""
+    return "".join(f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in overrides.items())
 
 
 def trials(name: str) -> tuple[pd.DataFrame, dict[str, str]]:

@@ -53,5 +53,5 @@ def interactions(canvas: Canvas) -> Drawing | None:
     figure.supylabel(words(study.metric), fontsize=9)
     without = int((table.n == 0).sum())
     gone = f" {without} conditions without a finished run are left out, which bends these means." if without else ""
-    caption = f"Large: mean over all conditions with the two levels; small: each condition's mean over its seeds.{gone}"
+    caption = f"Large: mean over all conditions with the two levels; small: each condition's mean over {canvas.counted}.{gone}"
     return Drawing("interactions", "Interactions of factors", caption, figure)

@@ -34,8 +34,7 @@ def status(study: Study, overrides: Mapping[str, Any], say: Say) -> str:
     lines = []
     store = Store.there()
     if not overrides and (overrides := frames.last_overrides(store, study.name) if store else {}):
-        given = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in overrides.items())
-        lines.append(f"as last launched, with {given}")
+        lines.append(f"as last launched, with{frames.options(overrides)}")
     study = study.override(**overrides)
     standings = _standings(store, study, prepare_all(study.cells, say))
     states = [state for state in STATES if state != "pruned" or any(standing.state == state for standing in standings)]

@@ -59,11 +59,11 @@ def health(canvas: Canvas) -> Drawing | None:
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.grid(alpha=0.3)
     legend(figure, axes)
-    told = "" if canvas.few else f" Colour: final {words(canvas.analysis.study.metric)}, its mean over seeds."
+    told = "" if canvas.few else f" Colour: final {words(canvas.analysis.study.metric)}, its mean over them."
     fewer = f" Of {len(layers)} hidden layers the first and last two." if len(shown) < len(layers) else ""
     caption = (
-        f"Means over seeds, on fixed training samples in eval mode, {', '.join(shown)}. Saturated: outputs where the "
-        f"activation's slope is below 0.005; dead: units where it is for all samples.{told}{fewer}{canvas.left_out}"
+        f"Means over {canvas.counted}, on fixed training samples in eval mode, {', '.join(shown)}. Saturated: outputs where "
+        f"the activation's slope is below 0.005; dead: units where it is for all samples.{told}{fewer}{canvas.left_out}"
     )
     return Drawing("health", "Health of hidden layers", caption, figure)
 

@@ -95,6 +95,7 @@ ROWS = (
         "engine",
         "stacks",
         "origin",
+        "tables",
         "page",
         "report",
         "findings",

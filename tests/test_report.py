@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from playwright.sync_api import Browser
 
 import harness
 from harness import cli, report
+from harness.frames import options
 from harness.page import _escaped
 from harness.report import Report
 from harness.store import Store
 from harness.study import Study
+from harness.tables import chance
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
 ]
+Scheme = Literal["light", "dark"]
 HOSTILE = 'Which </p><script>alert(1)</script> & <img src="http://example.org/x.png"> | one?'
 
 
@@ -88,6 +94,23 @@ def test_failed_run_leaves_its_variant_without_a_verdict(written: Report) -> Non
     assert ",undecided," in contrast
 
 
+def test_rates_of_divergence_have_exact_intervals(written: Report) -> None:
+    page = written.files["report.html"].decode()
+    assert "<td>2 of 2 (0.1581 to 1)</td>" in page  # 0.025 ** (1 / 2)
+    assert "<td>0 of 2 (0 to 0.8419)</td>" in page
+
+
+def test_p_values_beyond_what_tests_bear_are_bounds() -> None:
+    assert [chance(p) for p in (math.nan, 0.0, 1e-17, 0.0001, 0.25)] == ["", "< 0.0001", "< 0.0001", "0.0001", "0.25"]
+
+
+def test_page_says_how_to_launch_it_again(written: Report) -> None:
+    assert "<code>harness study lame</code>" in written.files["report.html"].decode()
+    assert options({"seeds": "0..9", "batch_size": "64", "network": "my net.json"}) == (
+        " --seeds 0..9 --batch-size 64 --network 'my net.json'"
+    )
+
+
 def left_with(*command: str) -> object:
     """The exit code of a command."""
     with pytest.raises(SystemExit) as left:
@@ -120,24 +143,34 @@ def test_markdown_escapes_each_sign_once() -> None:
     assert _escaped("a <= b\n| #1") == "a &#60;= b &#124; \\#1"
 
 
+SECTIONS = [
+    *("Variants", "Final values, and differences to the base", "Curves over epochs", "Health of hidden layers"),
+    *("Weights and activations, before and after training", "What other tests say", "Stability of training"),
+    *("What cannot be said", "How it was run"),
+]
+CUT = """() => [...document.querySelectorAll('h1, h2, p, li, dd, .box, .card')]
+    .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.tagName + ' ' + e.textContent.trim().slice(0, 40))"""
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_fits_a_phone_and_asks_nobody(written: Report, scheme: str) -> None:
-    from playwright.sync_api import sync_playwright
-
-    said, asked = [], []
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(f"file://{written.place}")
-        # a phone; A4 less margins of 1 cm, at 96 dots an inch; a phone that prints
-        for medium, width in (("screen", 390), ("print", 718), ("print", 390)):
-            page.set_viewport_size({"width": width, "height": 800})
-            page.emulate_media(media=medium)
-            assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), medium
-            assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)"), medium
-        browser.close()
+def test_page_is_whole_on_a_desk_and_a_phone_and_asks_nobody(written: Report, chromium: Browser, scheme: Scheme) -> None:
+    said: list[str] = []
+    asked: list[str] = []
+    page = chromium.new_page(viewport={"width": 1280, "height": 800}, color_scheme=scheme)
+    page.on("console", lambda message: said.append(message.text))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"file://{written.place}")
+    assert page.get_by_role("heading", level=2).all_inner_texts() == SECTIONS
+    figures = sorted(Path(name).stem for name in written.files if name.endswith(".svg"))
+    assert sorted(page.evaluate("[...document.querySelectorAll('figure:has(img) h2')].map(h => h.id)")) == figures
+    assert page.evaluate(CUT) == []
+    # a phone; A4 less margins of 1 cm, at 96 dots an inch; a phone that prints
+    for medium, width in (("screen", 1280), ("screen", 390), ("print", 718), ("print", 390)):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(media=medium, color_scheme=scheme)
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), medium
+        assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)"), medium
+    page.close()
     assert said == []
     assert [url for url in asked if not url.startswith(("data:", f"file://{written.place}"))] == []
