@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,26 +15,25 @@ import pandas as pd
 import pytest
 
 import harness
-from harness import findings
+from harness import findings, landscape
 from harness.blocks import Blocks
 from harness.ranking import rank
-from harness.report import Report
 from harness.search import run_search
 from harness.space import Search
 from harness.store import Store
 from harness.study import Study
 from harness.trials import Trials
 
-BASE = {"dataset": "mnist_5k", "epochs": 2, "max_batches": 4, "hidden_dim": 8}
+BASE = {"dataset": "mnist_5k", "epochs": 1, "max_batches": 4, "hidden_dim": 8}
 OPTIMIZERS = ["sgd", "adam"]
 KINDS = ("contour", "history", "importances-fanova", "importances-ped_anova", "parallel", "slice")
-SPACE = {"lr": {"low": 1e-3, "high": 1.0, "log": True}, "batch_size": {"low": 16, "high": 64}}
+SPACE = {"lr": {"low": 1e-3, "high": 1.0, "log": True}, "batch_size": {"low": 16, "high": 64, "when": {"optimizer": ["adam"]}}}
 
 
-def search(trials: int = 6, **settings: Any) -> Search:
-    given = {"trials": trials, "batch": 3, "final_seeds": [7, 8, 9], "beside": "fixed", **settings}
+def search(**settings: Any) -> Search:
+    given = {"trials": 4, "batch": 2, "final_seeds": [7, 8], "beside": "fixed", **settings}
     return Search.of(
-        name="fair", question="Which <b>optimizer</b>?", seeds=[0, 1], base={**BASE, "validation": 0.2},
+        name="fair", question="Which <b>optimizer</b>?", seeds=[0], base={**BASE, "validation": 0.2},
         factors={"optimizer": OPTIMIZERS}, search=given, space=SPACE,
     )  # fmt: skip
 
@@ -46,41 +46,39 @@ def fixed(seeds: Sequence[int] = (0, 1, 2), **base: Any) -> Study:
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Report]]:
-    """A sentence of a report before the store has the study of fixed settings; and the report once it has."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("findings"))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        run_search(search(), workers=0, say=lambda line: None)
-        alone = " ".join(findings.write("fair").sentences)
-        harness.run_study(fixed(), workers=0, say=lambda line: None)
-        yield alone, findings.write("fair")
+def written(place: Path) -> Mapping[str, bytes]:
+    """The files of the report that a search wrote at its end, beside a study of fixed settings."""
+    harness.run_study(fixed([0, 1]), workers=0, say=lambda line: None)
+    report = run_search(search(), workers=0, say=lambda line: None).report_run_id
+    folder = Path(Store().client.download_artifacts(report, ""))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_report_of_a_search_written_twice_has_the_same_bytes(written: tuple[str, Report]) -> None:
+def test_report_of_a_search_written_again_has_the_same_bytes(written: Mapping[str, bytes]) -> None:
     again = findings.write("fair").files
-    assert {name for name in again if again[name] != written[1].files[name]} == set()
+    assert {name for name in again if again[name] != written[name]} == set()
 
 
-def test_each_condition_has_the_figures_of_optuna_and_the_page_shows_them_all(written: tuple[str, Report]) -> None:
-    files = written[1].files
+def test_each_condition_has_the_figures_of_optuna_and_the_page_shows_them_all(written: Mapping[str, bytes]) -> None:
     wanted = {"best-so-far", *(f"optimizer-{optimizer}-{kind}" for optimizer in OPTIMIZERS for kind in KINDS)}
-    assert {name for name in files if name.startswith("plots/")} == {f"plots/{n}.{k}" for n in wanted for k in ("png", "svg")}
-    assert all(files[f"plots/{name}.png"].startswith(b"\x89PNG") for name in wanted)
-    page = files["report.html"].decode()
+    wanted -= {"optimizer-sgd-contour"}  # it was asked for its lr alone
+    assert {name for name in written if name.startswith("plots/")} == {f"plots/{n}.{k}" for n in wanted for k in ("png", "svg")}
+    assert all(written[f"plots/{name}.png"].startswith(b"\x89PNG") for name in wanted)
+    page = written["report.html"].decode()
     assert page.count("<img") + page.count("<svg") >= len(wanted)
+    assert "contour of optimizer=sgd left out: only one parameter has several values; it takes two" in page
     assert "could not be drawn" not in page
 
 
-def test_page_of_a_search_loads_nothing_and_says_names_as_they_are(written: tuple[str, Report]) -> None:
-    page = written[1].files["report.html"].decode()
+def test_page_of_a_search_loads_nothing_and_says_names_as_they_are(written: Mapping[str, bytes]) -> None:
+    page = written["report.html"].decode()
     assert "<b>optimizer" not in page
     assert "&lt;b&gt;optimizer" in page
     assert not re.findall(r"(?:src|srcset|@import|url)\s*[=(]\s*[\"']?(?!data:)[a-z]+:", page)
 
 
-def test_all_trials_are_in_the_table_with_what_the_store_has_of_them(written: tuple[str, Report]) -> None:
-    table = pd.read_csv(StringIO(written[1].files["trials.csv"].decode()))
+def test_all_trials_are_in_the_table_with_what_the_store_has_of_them(written: Mapping[str, bytes]) -> None:
+    table = pd.read_csv(StringIO(written["trials.csv"].decode()))
     (run,) = Store().runs("fair", report="fair")
     kept = json.loads(Path(Store().client.download_artifacts(run.info.run_id, "study.json")).read_text(encoding="utf-8"))
     assert list(table.variant) == [trial["variant"] for trial in kept["trials"]]
@@ -90,7 +88,7 @@ def test_all_trials_are_in_the_table_with_what_the_store_has_of_them(written: tu
     assert not [name for name in table if "test" in name]
 
 
-def test_best_so_far_never_gets_worse_and_ends_at_the_best_trial(written: tuple[str, Report]) -> None:
+def test_best_so_far_never_gets_worse_and_ends_at_the_best_trial(written: Mapping[str, bytes]) -> None:
     trials = Trials.last("fair")
     for row in trials.search.study.rows:
         mine = trials.of(row)
@@ -102,34 +100,31 @@ def test_best_so_far_never_gets_worse_and_ends_at_the_best_trial(written: tuple[
         assert trials.best[row.name].value == so_far[-1]
 
 
-def test_report_of_a_search_begins_with_the_comparison_on_fresh_seeds(written: tuple[str, Report]) -> None:
-    first = written[1].sentences[0]
-    assert first.startswith("On 3 fresh seeds and the test set, the best settings trained anew: ")
-    assert any(
-        sentence.startswith("Best of optimizer=adam on validation, of 6 trials: lr=") for sentence in written[1].sentences
-    )
-    assert "harness study best.toml" in written[1].files["report.html"].decode()
+def test_report_of_a_search_begins_with_the_comparison_on_fresh_seeds(written: Mapping[str, bytes]) -> None:
+    said = Trials.last("fair").launched.report.run.data.tags["mlflow.note.content"].split("\n- ")
+    assert said[1].startswith("On 2 fresh seeds and the test set, the best settings trained anew: ")
+    assert any(sentence.startswith("Best of optimizer=adam on validation, of 4 trials: lr=") for sentence in said)
+    assert "harness study best.toml" in written["report.html"].decode()
 
 
-def test_study_to_be_ranked_beside_is_asked_for_where_the_store_has_none(written: tuple[str, Report]) -> None:
-    alone, report = written
-    assert "The store has no study fixed to rank tuned conditions beside; harness study fixed trains it." in alone
-    assert "The store has no study" not in " ".join(report.sentences)
-    assert "Fixed settings beside tuned ones" in report.files["report.md"].decode()
+def test_conditions_are_ranked_beside_fixed_settings_or_the_study_of_these_is_asked_for(written: Mapping[str, bytes]) -> None:
+    assert "Fixed settings beside tuned ones" in written["report.md"].decode()
+    other = replace(Trials.last("fair"), search=search(beside="matrix"))
+    final, _ = findings._final(other)
+    ranking, unranked, _ = findings._ranking(other, final)
+    assert (ranking, unranked) == (
+        None, "The store has no study matrix to rank tuned conditions beside; harness study matrix trains it.",
+    )  # fmt: skip
+    assert unranked in findings._sentences(other, final, ranking, unranked)
 
 
-def test_figures_that_trials_are_too_few_for_are_left_out_and_said(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path_factory.mktemp("few"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    run_search(search(trials=1), workers=0, say=lambda line: None)
-    report = findings.write("fair")
-    drawn = {name for name in report.files if name.endswith(".png")}
-    assert drawn == {"plots/best-so-far.png", "plots/optimizer-sgd-history.png", "plots/optimizer-adam-history.png"}
-    said = report.files["report.html"].decode()
-    assert "slice of optimizer=sgd left out: 1 trial came to an end; it takes two" in said
-    assert "best tenth" not in said
+def test_figures_that_trials_are_too_few_for_are_left_out_and_said(written: Mapping[str, bytes]) -> None:
+    trials = Trials.last("fair")
+    one = replace(trials, table=trials.table.groupby("condition").head(1))
+    joint, groups, left = landscape.drawings(one)
+    drawn = {drawing.name for drawing in [*joint, *(drawing for group in groups.values() for drawing in group)]}
+    assert drawn == {"best-so-far", "optimizer-sgd-history", "optimizer-adam-history"}
+    assert "slice of optimizer=sgd left out: 1 trial came to an end; it takes two" in left
 
 
 # ranks
@@ -153,7 +148,7 @@ def blocks(study: Study, numbers: Mapping[str, Sequence[float]]) -> Blocks:
 
 
 def tuned(numbers: Mapping[str, Sequence[float]]) -> Blocks:
-    asked = search()
+    asked = search(final_seeds=[7, 8, 9])
     return blocks(asked.final({row.name: {"lr": 0.1, "batch_size": 32} for row in asked.study.rows}), numbers)
 
 
@@ -181,7 +176,7 @@ def test_no_change_of_places_is_claimed_where_means_turn_and_intervals_do_not_sa
 
 def test_ranks_say_in_what_the_studies_differ_besides() -> None:
     found = rank(search(), blocks(fixed(epochs=5), TOGETHER), 1, tuned(TURNED))
-    assert found.note == "Besides, the two differ in epochs 5 and 2; validation 0 and 0.2: a place may change for that too."
+    assert found.note == "Besides, the two differ in epochs 5 and 1; validation 0 and 0.2: a place may change for that too."
 
 
 def test_study_without_the_conditions_has_no_ranking_and_it_is_said() -> None:
