@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import statistics
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from harness import frames, pruning
 from harness.errors import InputError
 from harness.progress import Progress
 from harness.pruning import Trial
+from harness.screen import found
 from harness.search import SearchResult, run_search
 from harness.space import Search
 from harness.store import Store
@@ -24,7 +27,7 @@ SPACE: dict[str, Any] = {
     "lr": {"low": 1e-3, "high": 10.0, "log": True},
     "weight_decay": {"low": 0.0, "high": 0.1, "when": {"optimizer": ["adam"]}},
 }
-STEPS = {"lr": {"low": 0.1, "high": 0.3, "step": 0.1}, "optimizer": {"choices": ["sgd", "adam"]}}
+STEPS = {"lr": {"low": 0.1, "high": 0.2, "step": 0.1}, "optimizer": {"choices": ["sgd", "momentum", "adam"]}}
 
 
 def tiny(
@@ -131,6 +134,9 @@ def test_each_condition_is_tuned_with_a_budget_of_its_own_and_compared_on_fresh_
     assert {name for trial in by["optimizer=adamw"] for name in trial.setting} == {"lr", "weight_decay"}
     runs = Store().runs("tiny", study="tiny")
     assert len(runs) == 2 * 6 * 2
+    for trial in (trial for trial in both.trials if trial.state == "complete"):
+        mine = [run.data.metrics["final/val_loss"] for run in runs if run.data.tags["cell"].startswith(f"{trial.name}-s")]
+        assert (len(mine), trial.came and trial.came.cost) == (2, statistics.fmean(mine)), "test data chooses nothing"
     assert {run.data.tags["cell"].split()[0] for run in runs} == set(by)
     final = both.final
     assert final is not None
@@ -217,11 +223,11 @@ def test_wilcoxon_ends_what_all_seeds_say_is_worse_than_the_best(store: Path) ->
 
 @pytest.mark.slow
 def test_trials_are_the_same_at_any_number_of_workers(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
+    seen = []
     for workers in (0, 1, 2):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store{workers}.db")
-        found.append(told(run_search(tiny(), workers=workers, say=quiet)))
-    assert found[0] == found[1] == found[2]
+        seen.append(told(run_search(tiny(), workers=workers, say=quiet)))
+    assert seen[0] == seen[1] == seen[2]
 
 
 @pytest.mark.parametrize("sampler", ["random", "cmaes", "qmc", "grid"])
@@ -231,6 +237,11 @@ def test_every_sampler_searches(sampler: str, store: Path) -> None:
     assert [trial.state for trial in result.trials] == ["complete"] * 6
     if sampler == "grid":
         assert len({tuple(trial.setting.items()) for trial in result.trials}) == 6
+        (warned,) = result.warnings
+        assert re.fullmatch(r"best: lr=0\.[12] lies at the (low|high) end of 0\.1 to 0\.2", warned)
+        assert f"edge     {warned}; the space may be too small" in found(result)
+        note = RunLog.of(Store(), result.report_run_id).run.data.tags["mlflow.note.content"]
+        assert f"{warned.removeprefix('best: ')}: the space may be too small." in note
 
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.config import RunConfig
 from harness.errors import InputError
 from harness.space import Search
 from harness.study import Study
@@ -86,6 +89,16 @@ def test_best_at_an_end_is_told_where_there_is_more_beyond_it() -> None:
     search = asked(space={**SPACE, "dropout": {"low": 0.0, "high": 0.5}})
     assert search.edges({"lr": 0.03, "dropout": 0.0}) == []
     assert [line.split()[0] for line in search.edges({"lr": 0.999, "dropout": 0.5})] == ["lr=0.999", "dropout=0.5"]
+
+
+def test_command_of_a_best_setting_names_all_that_is_not_a_default() -> None:
+    base = {"validation": 0.2, "epochs": 3, "dataset": "mnist_5k", "dropout": 0.1}
+    search = asked(base=base, factors={"optimizer": ["adam"]})
+    (row,), setting = search.study.rows, {"lr": 0.12345678901234567}
+    words = shlex.split(search.command(row, setting))
+    given = dict(word.split("=") for option, word in pairwise(words) if option == "-P")
+    assert RunConfig(**given) == row.config.replace(**setting, seed=9)
+    assert set(given) == {*base, "optimizer", "lr", "seed"}
 
 
 def test_final_study_is_a_file_with_fresh_seeds_and_test_data() -> None:
