@@ -22,6 +22,7 @@ from harness.survey import SETTLED
 from harness.tracking import RunLog
 
 PLOTS = "plots"
+LONGEST = 8000  # characters of a tag that MLflow keeps
 
 
 @dataclass(frozen=True)
@@ -137,19 +138,26 @@ def _csv(contrasts: pd.DataFrame) -> bytes:
 
 
 def _note(study: Study, runs: pd.DataFrame, table: pd.DataFrame, copies: str, sentences: Sequence[str]) -> str:
-    """The description of the report run. MLflow's UI folds all but its first lines: they hold the verdicts' count."""
+    """The description of the report run. MLflow's UI folds all but its first lines: they hold the verdicts' count.
+
+    What is longer than MLflow keeps loses its table, then its last conclusions; the page has all.
+    """
     failed = "".join(f"\n- {run.variant}-s{run.seed}: {run.reason}" for run in frames.each(runs[runs.state == "failed"]))
     parts = [
         f"**{sentences[0]}**",
         study.question,
         f"Study `{study.name}`, {study.design}: {len(study.rows)} variants x {len(study.seeds)} seeds.",
-        "\n".join(f"- {sentence}" for sentence in sentences[1:]),
-        frames.text(frames.outline(table), "markdown"),
         "All of it: `report.html` among the artifacts.",
         f"**Copies**: {copies}" if copies else "",
         f"**Failed**:{failed}" if failed else "",
+        "\n".join(f"- {sentence}" for sentence in sentences[1:]),
+        frames.text(frames.outline(table), "markdown"),
     ]
-    return "\n\n".join(part for part in parts if part)
+    parts = [part for part in parts if part]
+    text = "\n\n".join(parts)
+    if len(text) > LONGEST:
+        text = "\n\n".join(parts[:-1])
+    return text if len(text) <= LONGEST else text[:LONGEST].rpartition("\n")[0]
 
 
 def compared(runs: pd.DataFrame) -> tuple[str, bool]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
 import pytest
 from playwright.sync_api import Browser
 
@@ -137,6 +138,18 @@ def test_report_does_not_write_over_a_file(written: Report, tmp_path: Path, caps
 def test_description_of_the_report_run_begins_with_the_verdicts(written: Report) -> None:
     (run,) = Store().runs("lame", report="lame")
     assert run.data.tags["mlflow.note.content"].startswith(f"**{written.sentences[0]}**\n")
+
+
+def test_description_too_long_for_mlflow_loses_its_table_then_conclusions(written: Report) -> None:
+    runs = pd.DataFrame({"state": [], "variant": [], "seed": [], "reason": []})
+    for conclusions, last in ((50, "- 50 " + "x" * 60), (500, "- ")):
+        said = ["Of many variants.", *(f"{at + 1} {'x' * 60}" for at in range(conclusions))]
+        table = pd.concat([written.table] * 50)
+        note = report._note(written.study, runs, table, "", said)
+        assert note.startswith("**Of many variants.**")
+        assert "`report.html` among the artifacts" in note
+        assert note.splitlines()[-1].startswith(last)
+        assert len(note) <= report.LONGEST
 
 
 def test_markdown_escapes_each_sign_once() -> None:
