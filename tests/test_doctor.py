@@ -452,6 +452,17 @@ def test_ended_runs_and_those_of_other_programs_are_left_alone(place: Path, clie
     assert {run_id: run.to_dictionary() for run_id, run in all_runs(client).items()} == before
 
 
+def test_a_run_that_was_taken_up_or_ended_since_the_doctor_looked_is_not_reaped(place: Path, client: MlflowClient) -> None:
+    store = Store()
+    taken, ended = (RunLog(store, store.create("harness", name)) for name in ("taken", "ended"))
+    ended.finish("FINISHED")
+    with taken.alone():
+        assert not store.reap(taken.id, "too late")
+    assert not store.reap(ended.id, "too late")
+    runs = [client.get_run(log.id) for log in (taken, ended)]
+    assert [(run.info.status, "error" in run.data.tags) for run in runs] == [("RUNNING", False), ("FINISHED", False)]
+
+
 def test_a_run_that_has_just_been_created_is_given_a_moment(place: Path, client: MlflowClient) -> None:
     """It is in the store before its process holds it."""
     store = Store()
