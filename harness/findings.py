@@ -205,7 +205,7 @@ def _best(trials: Trials, final: Analysis | None) -> Table:
         base = variants["base"]
         rows.append(["base", "compared with", str(base.n), number(base.mean), interval(base.low, base.high), "", "", "", ""])
         runs.append(base.run_ids)
-    tested = f"n fresh seeds, their mean {final.study.metric} and its 95% t interval; " if final else ""
+    tested = f"Over n fresh seeds the mean {final.study.metric} and its 95% t interval; " if final else ""
     seeds = plural(len(trials.search.study.seeds), "seed")
     note = f"{tested}validation: {trials.search.study.metric}, mean over {seeds} of the trial."
     heads = ("condition", "verdict", "n", "mean", "95% interval", "validation", "of the base", "trials", "setting")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
@@ -244,10 +245,12 @@ def test_every_sampler_searches(sampler: str, store: Path) -> None:
         assert f"{warned.removeprefix('best: ')}: the space may be too small." in note
 
 
+@pytest.mark.parametrize("draw", range(6))
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
-def test_rules_are_those_of_optuna(pruner: str) -> None:
+def test_rules_are_those_of_optuna(pruner: str, draw: int) -> None:
     epochs = 9
-    curves = [[1 / (1 + (k * 7 % 11)) + 0.1 * (epoch * k % 3) for epoch in range(1, epochs + 1)] for k in range(14)]
+    drawn = np.random.default_rng(draw)
+    curves = (drawn.uniform(size=(24, epochs)) + drawn.uniform(size=(24, 1))).tolist()  # they cross
     made = optuna.pruners.MedianPruner() if pruner == "median" else optuna.pruners.HyperbandPruner(max_resource=epochs)
     study = optuna.create_study(pruner=made, study_name="x", sampler=optuna.samplers.RandomSampler(seed=0))
     past: list[Trial] = []
