@@ -501,12 +501,7 @@ def two_at_once(place: Place, workers: str, whole: Content, drivers: list[Driver
 
 @pytest.mark.slow
 def test_two_drivers_at_once_train_each_cell_once(tmp_path: Path, whole: Content, drivers: list[Driver]) -> None:
-    """On a store that neither finds: both would create it."""
-    two_at_once(Place(tmp_path), "0", whole, drivers)
-
-
-@pytest.mark.slow
-def test_two_drivers_at_once_in_rounds(tmp_path: Path, whole: Content, drivers: list[Driver]) -> None:
+    """In rounds, on a store that neither finds: both would create it."""
     for number in range(ROUNDS):
         two_at_once(Place(tmp_path / str(number)), "2" if number % 2 else "0", whole, drivers)
 
