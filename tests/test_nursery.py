@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -32,11 +34,10 @@ name = "a"
 
 @pytest.fixture
 def born() -> Iterator[psutil.Process]:
-    """That process; this one has no other that was started so."""
-    before = set(psutil.Process().children())
+    """That process, by the number that Python keeps: until it has begun, its command line is that of its parent."""
     nursery.begin()
-    (process,) = (p for p in set(psutil.Process().children()) - before if "forkserver" in " ".join(p.cmdline()))
-    yield process
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    yield psutil.Process(server._forkserver_pid)
     nursery.end()
 
 
