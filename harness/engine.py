@@ -133,7 +133,7 @@ def _local(workers: int) -> Iterator[tuple[LocalCluster, Client]]:
         "distributed.scheduler.worker-ttl": f"{SILENCE} s",  # looked at as often: Dask's own 5 minutes may become 10
     }
     try:
-        with dask.config.set(born), _started(workers) as cluster, Client(cluster) as client:
+        with dask.config.set(born), _environment(), _started(workers) as cluster, Client(cluster) as client:
             try:
                 yield cluster, client
             finally:
@@ -143,6 +143,18 @@ def _local(workers: int) -> Iterator[tuple[LocalCluster, Client]]:
                         os.kill(nanny.pid, signal.SIGKILL)
     finally:
         nursery.end()
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Leaves the environment as it was: into it go the variables of workers, and Dask does not take them back."""
+    names = ("PYTHONHASHSEED", "__DASK_PARENT_PID", *dask.config.get("distributed.nanny.pre-spawn-environ"))
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def _started(workers: int) -> LocalCluster:

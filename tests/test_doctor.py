@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from harness.data import DATASETS, files
-from harness.doctor import Finding, examine
+from harness.doctor import THREADS, Finding, examine
 from harness.store import Store
 from harness.tracking import RunLog
 
@@ -186,6 +186,8 @@ def test_bad_age_is_one_line(minutes: str, tmp_path: Path) -> None:
 
 
 def test_variables_that_would_move_a_result_are_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in THREADS:
+        monkeypatch.delenv(name, raising=False)
     assert [finding.state for finding in about("environment")] == ["ok"]
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")

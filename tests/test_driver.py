@@ -166,8 +166,10 @@ def test_worker_processes_leave_the_store_that_this_process_leaves(client: Mlflo
     def watch(now: Progress) -> None:
         heard.append((now.epoch, max(now.running.values(), default=0.0)))
 
+    before = dict(os.environ)
     result = launch(whole.study.model_copy(update={"name": "workers"}), workers=2, probe=True, watch=watch)
     assert (result.trained, result.settled, result.failed) == (6, 6, {})
+    assert dict(os.environ) == before
     assert digests_of(client, "workers") == digests_of(client, "whole")
     mine, theirs = cells(client, "workers"), cells(client, "whole")
     for name in theirs:
