@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from harness.errors import DataError, InputError, refusal
 from harness.seeding import stream
+from harness.sparse import MOST_LIT, LitPixels, share
 
 DOWNLOAD_SECONDS = 10  # without a byte, after which a mirror counts as dead
 
@@ -119,6 +120,15 @@ class Split:
     def __getitem__(self, rows: slice | Tensor) -> Split:
         """Some of the samples."""
         return Split(self.pixels[rows], self.labels[rows], self.scale)
+
+    @cached_property
+    def lit(self) -> LitPixels | None:
+        """The pixels that are not 0, found at the first call, where they are few enough to be multiplied alone.
+
+        None on a GPU and where a dark pixel is not 0 to the network.
+        """
+        few = not self.pixels.is_cuda and self.scale == UNIT and share(self.pixels) <= MOST_LIT
+        return LitPixels.of(self.pixels) if few else None
 
     @property
     def images(self) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,14 +11,15 @@ from torch import Tensor
 from harness.components.layers import label_gradient
 from harness.data import Split
 from harness.network import lane_buffer
+from harness.sparse import Sparse
 
-AHEAD = 8  # steps whose pixels are gathered by one call
+AHEAD = 24  # minibatches, of one lane each, whose pixels are gathered by one call
 
 
 class Batch(NamedTuple):
     """One minibatch of all lanes: buffers, used again for the next, but for `log_p`, which is kept."""
 
-    inputs: Tensor  # (lanes, batch, features)
+    inputs: Any  # (lanes, batch, features): a tensor, or Sparse
     labels: Tensor  # (lanes, batch)
     d_log_p: Tensor  # (lanes, classes, batch): of the batch's mean loss, with respect to log_p
     log_p: Tensor  # (lanes, classes, batch): the log-probabilities, for the loop to write
@@ -32,27 +33,36 @@ class Minibatches:
     loss than those that it learns from, where summing it up at each step took a tenth of the time.
     """
 
-    def __init__(self, split: Split, order: Tensor, batch_size: int, classes: int) -> None:
-        """`order` (lanes, samples) has each lane's rows of the split; the last batch may be shorter."""
+    def __init__(self, split: Split, order: Tensor, batch_size: int, classes: int, sparse: bool = False) -> None:
+        """`order` (lanes, samples) has each lane's rows of the split; the last batch may be shorter.
+
+        With `sparse`, inputs are the lit pixels alone, where the split has those.
+        """
         whole = order.shape[1] - order.shape[1] % batch_size
         cuts = (order[:, :whole].unflatten(1, (-1, batch_size)), order[:, None, whole:])
-        self.split, self.classes = split, classes
+        self.split, self.classes, self.lit = split, classes, split.lit if sparse else None
         self.rows = [cut.transpose(0, 1).contiguous() for cut in cuts if cut.numel()]  # (steps, lanes, batch)
         self.labels = [split.labels[rows] for rows in self.rows]
         self.log_p = [torch.empty(*rows.shape[:2], classes, rows.shape[2], device=rows.device) for rows in self.rows]
 
     def __iter__(self) -> Iterator[Batch]:
-        split, features = self.split, self.split.pixels.shape[1]
         for rows, labels, log_p in zip(self.rows, self.labels, self.log_p, strict=True):
             _, lanes, batch = rows.shape
-            inputs = log_p.new_empty(lanes, batch, features)
             dlogits = lane_buffer(lanes, (self.classes, batch), log_p)
-            parts = (part.split(AHEAD) for part in (rows, labels, label_gradient(labels, log_p), log_p))
+            parts = (part.split(-(-AHEAD // lanes)) for part in (rows, labels, label_gradient(labels, log_p), log_p))
             for some, *its in zip(*parts, strict=True):
-                gathered = split.pixels.index_select(0, some.flatten()).view(*some.shape, features)
-                for pixels, its_labels, its_d_log_p, its_log_p in zip(gathered, *its, strict=True):
-                    split.scale.write(pixels, inputs)
+                for inputs, its_labels, its_d_log_p, its_log_p in zip(self._inputs(some), *its, strict=True):
                     yield Batch(inputs, its_labels, its_d_log_p, its_log_p, dlogits)
+
+    def _inputs(self, rows: Tensor) -> Iterator[Tensor | Sparse]:
+        """The inputs of each step, given their rows of the split, (steps, lanes, batch)."""
+        pixels, scale = self.split.pixels, self.split.scale
+        if self.lit is not None:
+            yield from self.lit.steps(rows, scale.write)
+            return
+        inputs = pixels.new_empty(*rows.shape[1:], pixels.shape[1], dtype=torch.float32)
+        for some in pixels.index_select(0, rows.flatten()).unflatten(0, rows.shape):
+            yield scale.write(some, inputs)
 
     def curves(self, lane: int) -> tuple[float, float]:
         """Mean loss and accuracy of a lane over the samples of the epoch, as they were trained."""

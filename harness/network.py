@@ -128,8 +128,8 @@ class Network:
         """Give a dropout layer the streams of an epoch, one a lane. Its sites hold this list: it is filled, not replaced."""
         self.rngs.setdefault(name, [])[:] = rngs
 
-    def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Logits (lanes, classes, batch) of inputs (lanes, batch, features)."""
+    def forward(self, x: Any, training: bool) -> Tensor:
+        """Logits (lanes, classes, batch) of inputs (lanes, batch, features), which may be Sparse where a Linear is first."""
         self._walked = self.sites(x.shape[1])
         for layer, at in self._walked:
             x = layer.forward(at, x, training)

@@ -41,7 +41,7 @@ def beginnings(arch: Architecture, config: RunConfig, data: Data) -> dict[str, A
     found["first_permutation"] = _digest(*(rows.flatten() for rows in batches.rows))
     for number, batch in enumerate(islice(batches, FIRST)):
         if number == 0:
-            found["first_batch"] = _digest(batch.inputs, batch.labels)
+            found["first_batch"] = _digest(batch.inputs.to_dense(), batch.labels)
         step(stack, batch)
         if number == 0:
             found["first_gradients"] = state_digest(Layout.of(arch, "parameters").state(stack.network.gradients[0]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,16 +15,17 @@ from torch import Tensor
 
 from harness import health
 from harness.architecture import Architecture, State, initial_state
-from harness.components.layers import Dropout, log_softmax, logit_gradient
+from harness.components.layers import Dropout, Linear, log_softmax, logit_gradient
 from harness.components.optimizers import OPTIMIZERS, Optimizer, Rows
 from harness.config import RunConfig
-from harness.data import Data, Split
+from harness.data import Data
 from harness.errors import InputError, refusal
 from harness.limits import MOST_NUMBERS
 from harness.minibatches import Batch, Minibatches, score
 from harness.network import Layout, Network
 from harness.results import EpochRecord, has_diverged
 from harness.seeding import stream
+from harness.sparse import pays
 
 EVALUATION_BATCH = 1000  # samples; part of every result, as products of other shapes round differently
 MAY_DIFFER = ("init", "seed", "lr", "weight_decay")  # in what lanes of one stack may differ
@@ -114,7 +115,13 @@ class Stack:
             stream(c.seed, "shuffle", self.epoch).permutation(rows) for c, rows in zip(self.configs, self.train, strict=True)
         ]
         order = torch.from_numpy(np.stack(orders))[:, : config.max_batches * config.batch_size or None]
-        return Minibatches(self.data.train, order.to(config.device), config.batch_size, self.arch.num_classes)
+        return Minibatches(self.data.train, order.to(config.device), config.batch_size, self.arch.num_classes, self.sparse)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the first layer multiplies lit pixels alone, of data that has them."""
+        first = self.arch.layers[0].layer
+        return type(first) is Linear and pays(first.size, self.configs[0].batch_size)
 
     def reseed_dropout(self) -> None:
         """Give each dropout layer the streams of this epoch."""
@@ -260,17 +267,22 @@ def evaluate(stack: Stack, lane: int, part: str) -> dict[str, float]:
     """
     config, data, network = stack.configs[lane], stack.data, stack.lanes[lane]
     split, most = data.test if part == "test" else data.train, config.max_batches * config.batch_size or None
-    chunks: Iterator[Split]
+    parts: Iterable[slice | Tensor]
     if config.validation and part != "test":
         rows = torch.from_numpy(stack.train[lane] if part == "train" else stack.held_out[lane])[:most].to(config.device)
-        chunks = (split[some] for some in rows.split(EVALUATION_BATCH))
+        parts = rows.split(EVALUATION_BATCH)
     else:
-        whole = split[:most]
-        chunks = (whole[start : start + EVALUATION_BATCH] for start in range(0, len(whole), EVALUATION_BATCH))
-    inputs = network.weights.new_empty(EVALUATION_BATCH, split.pixels.shape[1])  # once: one a chunk would scatter the memory
+        end = min(len(split), most or len(split))
+        parts = (slice(start, min(start + EVALUATION_BATCH, end)) for start in range(0, end, EVALUATION_BATCH))
+    lit = split.lit if stack.sparse else None
+    buffer = network.weights.new_empty(EVALUATION_BATCH, split.pixels.shape[1])  # once: one a part would scatter the memory
     log_p, labels = list[Tensor](), list[Tensor]()
-    for chunk in chunks:
-        logits = network.forward(split.scale.write(chunk.pixels, inputs[: len(chunk)])[None], training=False)
-        log_p.append(log_softmax(logits)[0])
-        labels.append(chunk.labels)
+    for some in parts:
+        labels.append(split.labels[some])
+        inputs = (
+            split.scale.write(split.pixels[some], buffer[: len(labels[-1])])[None]
+            if lit is None
+            else lit.inputs(some, split.scale.write)
+        )
+        log_p.append(log_softmax(network.forward(inputs, training=False))[0])
     return dict(zip((f"{part}/loss", f"{part}/accuracy"), score(torch.cat(log_p, 1), torch.cat(labels)), strict=True))

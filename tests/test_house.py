@@ -39,6 +39,7 @@ ROWS = (
     (
         "seeding",
         "modules",
+        "sparse",
         "components.layers",
         "components.inits",
         "components.activations",

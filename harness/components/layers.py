@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harness.sparse import Sparse
+
 Shapes = dict[str, tuple[int, ...]]
 Call = Callable[[], object]
 
@@ -59,12 +61,14 @@ class Layer(Protocol):
         ...
 
 
-def product(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> Call:
+def product(a: Tensor | Sparse, b: Tensor, out: Tensor, bias: Tensor | None = None) -> Call:
     """The call that writes a b (+ bias) of each lane to `out`: (lanes, n, m) times (lanes, m, p).
 
     How many lanes share a call must move no bit. Where a dimension is 1, BLAS takes matrix-vector kernels that differ with
     their number: then each has its own. cuBLAS chooses a kernel by it too: there two share one, the last with itself.
     """
+    if isinstance(a, Sparse):
+        return partial(a.times, b, out, bias)
     share = 1 if 1 in (*a.shape[1:], *out.shape[1:]) else 2 if out.is_cuda else len(a)
     if len(a) > share:
         biases = repeat(None) if bias is None else bias.split(share)

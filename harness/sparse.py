@@ -1,0 +1,123 @@
+"""Sparse inputs: of images that are mostly dark, only the lit pixels are multiplied.
+
+A row of x W is the sum of those rows of W where the sample is lit, and a row of x' dy that of the samples which light the
+pixel, each times the pixel's value. torch's `embedding_bag` sums such rows one after the other, for each lane by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array, vstack
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from harness.numerics import current
+
+# Where the lit pixels alone take less time than all of them by BLAS, preparation counted (AMD EPYC, with AVX-512).
+MOST_LIT = 0.4  # of all pixels; MNIST has 0.19
+LEAST_WIDTH = 64
+LEAST_BATCH = 16
+
+Write = Callable[[Tensor, Tensor], Tensor]  # bytes as inputs, into the second, which is returned
+
+
+class Rows(NamedTuple):
+    """A sparse matrix, row after row: its entries' columns and values, (entries,), and where each row starts, (rows,)."""
+
+    columns: Tensor
+    values: Tensor
+    starts: Tensor
+
+    def times(self, dense: Tensor) -> Tensor:
+        """The product with a matrix (columns, n), whose rows are contiguous: (rows, n)."""
+        return embedding_bag(self.columns, dense, self.starts, mode="sum", per_sample_weights=self.values)
+
+
+class Sparse(NamedTuple):
+    """A sparse matrix for each lane, (lanes, n, m): its rows and, where they are asked for, those of its transpose."""
+
+    shape: tuple[int, int, int]
+    rows: list[Rows]
+    transposed: list[Rows]
+
+    @property
+    def mT(self) -> Sparse:
+        lanes, n, m = self.shape
+        return Sparse((lanes, m, n), self.transposed, self.rows)
+
+    def times(self, dense: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
+        """Write the product of each lane (+ bias) to `out`: with (lanes, m, p) to (lanes, n, p)."""
+        if bias is None:
+            for rows, by, to in zip(self.rows, dense, out, strict=True):
+                to.copy_(rows.times(by))
+        else:
+            for rows, by, to, plus in zip(self.rows, dense, out, bias, strict=True):
+                torch.add(rows.times(by), plus, out=to)
+
+    def to_dense(self) -> Tensor:
+        """As a tensor (lanes, n, m)."""
+        return torch.stack([rows.times(torch.eye(self.shape[2])) for rows in self.rows])
+
+
+@dataclass(frozen=True)
+class LitPixels:
+    """The pixels of a split that are not 0, in compressed rows of bytes (samples, features)."""
+
+    matrix: csr_array
+
+    @classmethod
+    def of(cls, pixels: Tensor) -> LitPixels:
+        """A thousand samples at a time: what lies between takes memory."""
+        return cls(vstack([csr_array(some.numpy()) for some in pixels.split(1000)], format="csr"))
+
+    def inputs(self, rows: slice | Tensor, scale: Write) -> Sparse:
+        """Some samples, for one lane to be evaluated on."""
+        some = self.matrix[rows if isinstance(rows, slice) else rows.numpy()]
+        return Sparse((1, *some.shape), _groups(some.indices, _scaled(some, scale), some.indptr, [some.nnz]), [])
+
+    def steps(self, rows: Tensor, scale: Write) -> Iterator[Sparse]:
+        """What all lanes learn from at each step: samples `rows` (steps, lanes, batch)."""
+        count, lanes, batch = rows.shape
+        features, groups = self.matrix.shape[1], count * lanes
+        some = self.matrix[rows.flatten().numpy()]
+        values, sizes = _scaled(some, scale), (some.indptr[batch::batch] - some.indptr[:-1:batch]).tolist()
+        # one matrix, in which each group of samples has columns of its own: one call transposes all groups
+        group = np.repeat(np.arange(groups, dtype=some.indices.dtype), sizes)
+        apart = csr_array((values, some.indices + group * features, some.indptr), (groups * batch, groups * features))
+        turned = apart.tocsc()
+        ways = (
+            _groups(some.indices, values, some.indptr, sizes),
+            _groups(turned.indices - group * batch, turned.data, turned.indptr, sizes),
+        )
+        for step in range(0, groups, lanes):
+            yield Sparse((lanes, batch, features), *(way[step : step + lanes] for way in ways))
+
+
+def _scaled(some: csr_array, scale: Write) -> NDArray[np.float32]:
+    return scale(torch.from_numpy(some.data), torch.empty(some.nnz)).numpy()
+
+
+def _groups(columns: NDArray[Any], values: NDArray[Any], starts: NDArray[Any], sizes: list[int]) -> list[Rows]:
+    """Rows cut into groups, of `sizes` entries and equally many rows."""
+    heads = starts[:-1].reshape(len(sizes), -1)
+    parts = map(torch.from_numpy, (columns, values))
+    return list(map(Rows, *(part.split(sizes) for part in parts), torch.from_numpy(heads - heads[:, :1])))
+
+
+def share(pixels: Tensor) -> float:
+    """Of pixels that are not 0."""
+    return torch.count_nonzero(pixels).item() / pixels.numel()
+
+
+def pays(width: int, batch: int) -> bool:
+    """Whether a first layer of `width` units multiplies lit pixels alone.
+
+    Not with portable numerics: torch compiles these sums for the processor that it finds, and nothing caps that.
+    """
+    return current() == "native" and width >= LEAST_WIDTH and batch >= LEAST_BATCH

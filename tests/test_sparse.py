@@ -1,0 +1,169 @@
+"""Sparse inputs: the products are those of all pixels, a lane's bits are its own, and only what is dark enough is sparse."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from harness import data
+from harness.architecture import architecture
+from harness.config import RunConfig
+from harness.data import Data, Scale, Split
+from harness.numerics import CAPS
+from harness.sparse import MOST_LIT, LitPixels, Sparse, pays
+from harness.training import Stack, evaluate, exact_arithmetic, train
+
+
+@pytest.fixture(autouse=True)
+def _exact() -> Iterator[None]:
+    with exact_arithmetic():
+        yield
+
+
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    return data.load("mnist_5k", "unused")
+
+
+def images(samples: int, features: int, lit: float, seed: int) -> Tensor:
+    """Pixels of which a share is lit; the first sample and the last pixel are dark."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(1, 256, (samples, features), dtype=np.uint8) * (rng.random((samples, features)) < lit)
+    pixels[0], pixels[:, -1] = 0, 0
+    return torch.from_numpy(pixels.astype(np.uint8))
+
+
+def unit(pixels: Tensor, into: Tensor) -> Tensor:
+    return Scale().write(pixels, into)
+
+
+def a_config(**values: object) -> RunConfig:
+    return RunConfig(**{"dataset": "mnist_5k", "hidden_dim": 64, "max_batches": 20, "init": "kaiming", **values})
+
+
+def stack_of(some: Data, *configs: RunConfig) -> Stack:
+    return Stack.of(architecture(configs[0]), configs, some)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.integers(1, 3),
+    lanes=st.integers(1, 4),
+    batch=st.integers(1, 40),
+    features=st.integers(2, 90),
+    width=st.integers(1, 70),
+    lit=st.sampled_from([0.0, 0.02, 0.2, 0.7, 1.0]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_products_are_those_of_all_pixels(
+    steps: int, lanes: int, batch: int, features: int, width: int, lit: float, seed: int
+) -> None:
+    pixels, rng = images(50, features, lit, seed), np.random.default_rng(seed)
+    rows = torch.from_numpy(rng.integers(50, size=(steps, lanes, batch)))
+    weight, bias, dy = (
+        torch.from_numpy(rng.standard_normal((lanes, n, width), dtype=np.float32)) for n in (features, 1, batch)
+    )
+    wanted = pixels[rows].float() / 255
+    came = list(LitPixels.of(pixels).steps(rows, unit))
+    assert len(came) == steps
+    for inputs, x in zip(came, wanted, strict=True):
+        assert inputs.shape == x.shape
+        assert torch.equal(inputs.to_dense(), x)
+        assert torch.equal(inputs.mT.to_dense(), x.mT)
+        y, d_weight = torch.full_like(dy, torch.nan), torch.full_like(weight, torch.nan)
+        inputs.times(weight, y, bias)
+        inputs.mT.times(dy, d_weight)
+        for got, exact in ((y, x.double() @ weight.double() + bias), (d_weight, x.double().mT @ dy.double())):
+            assert torch.allclose(got.double(), exact, rtol=1e-5, atol=2e-5)
+        assert not d_weight[:, -1].any()  # of a pixel that nothing lights
+
+
+@given(start=st.integers(0, 40), count=st.integers(1, 30), seed=st.integers(0, 99))
+def test_samples_to_be_evaluated_are_the_ones_asked_for(start: int, count: int, seed: int) -> None:
+    pixels = images(50, 30, 0.2, seed)
+    lit, some = LitPixels.of(pixels), slice(start, start + count)
+    rows = torch.from_numpy(np.random.default_rng(seed).permutation(50)[:count])
+    for asked in (some, rows):
+        inputs = lit.inputs(asked, unit)
+        assert torch.equal(inputs.to_dense()[0], pixels[asked].float() / 255)
+        assert inputs.shape == (1, len(pixels[asked]), 30)
+
+
+def test_product_of_a_lane_has_the_same_bits_beside_any_others() -> None:
+    pixels, rng = images(200, 784, 0.2, 5), np.random.default_rng(5)
+    rows = torch.from_numpy(rng.integers(200, size=(3, 5, 32)))
+    weight, dy = (torch.from_numpy(rng.standard_normal((5, n, 100), dtype=np.float32)) for n in (784, 32))
+    lit = LitPixels.of(pixels)
+
+    def products(inputs: Sparse, lanes: slice) -> list[Tensor]:
+        y, d_weight = torch.empty_like(dy[lanes]), torch.empty_like(weight[lanes])
+        inputs.times(weight[lanes], y)
+        inputs.mT.times(dy[lanes], d_weight)
+        return [y, d_weight]
+
+    together = [products(inputs, slice(0, 5)) for inputs in lit.steps(rows, unit)]
+    for lane in range(5):
+        alone = [products(inputs, slice(lane, lane + 1)) for inputs in lit.steps(rows[:, lane : lane + 1], unit)]
+        for some, own in zip(together, alone, strict=True):
+            assert all(torch.equal(a[lane], b[0]) for a, b in zip(some, own, strict=True))
+
+
+def test_a_run_learns_what_it_learns_from_all_pixels(digits: Data) -> None:
+    config = a_config(optimizer="sgd", lr=0.05, batch_size=48, validation=0.1)
+    sparse, dense = stack_of(digits, config), stack_of(replace(digits, train=bright(digits.train)), config)
+    inputs = [next(iter(stack.batches())).inputs for stack in (sparse, dense)]
+    assert [type(some) for some in inputs] == [Sparse, Tensor]
+    assert torch.equal(inputs[0].to_dense(), inputs[1])
+    mine, others = (list(train(stack)) for stack in (sparse, dense))
+    for a, b in zip(mine, others, strict=True):
+        assert a.curves == pytest.approx(b.curves, rel=1e-4)
+        assert a.health == pytest.approx(b.health, rel=1e-3, abs=1e-5)
+    for name, weights in sparse.network.state(0).items():
+        assert torch.allclose(weights, dense.network.state(0)[name], atol=1e-5), name
+    assert evaluate(sparse, 0, "test") == pytest.approx(evaluate(dense, 0, "test"), rel=1e-4)
+
+
+def bright(split: Split) -> Split:
+    """The same split, which is not asked for lit pixels."""
+    same = replace(split)
+    same.__dict__["lit"] = None
+    return same
+
+
+NORM_FIRST = json.dumps({"layers": [{"type": "batch_norm"}, {"type": "linear", "size": 64}, {"type": "relu"}]})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"hidden_dim": 63}, {"batch_size": 15}, {"normalize": "standard"}, {"network": NORM_FIRST}],
+    ids=["narrow", "small batches", "dark is not 0", "norm first"],
+)
+def test_all_pixels_are_multiplied_where_that_is_faster_or_dark_ones_count(digits: Data, changed: dict[str, str]) -> None:
+    config = RunConfig(**{"dataset": "mnist_5k", "hidden_dim": 64, **changed} if "network" not in changed else changed)
+    some = data.load("mnist_5k", "unused", config.normalize)
+    assert isinstance(next(iter(stack_of(digits, a_config()).batches())).inputs, Sparse)
+    assert isinstance(next(iter(stack_of(some, config).batches())).inputs, Tensor)
+
+
+def test_images_of_which_much_is_lit_are_dense() -> None:
+    for lit, sparse in ((MOST_LIT - 0.1, True), (MOST_LIT + 0.2, False)):
+        pixels = images(300, 784, lit, 1)
+        assert (Split(pixels, torch.zeros(300, dtype=torch.int64)).lit is not None) == sparse
+
+
+def test_portable_numerics_leave_nothing_to_kernels_that_choose_by_processor() -> None:
+    assert pays(784, 32)
+    code = "from harness.sparse import pays; print(pays(784, 32))"
+    found = subprocess.run([sys.executable, "-c", code], env={**os.environ, **CAPS}, capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"
