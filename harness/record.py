@@ -27,8 +27,8 @@ VOLATILE = "volatile"  # the section of what is another each time: moments, dura
 # what of the environment may move a bit; nothing else of it is recorded, for it may hold secrets
 VARIABLES = (
     *numerics.CAPS, "MKL_ENABLE_INSTRUCTIONS", "MKL_DYNAMIC", "DNNL_MAX_CPU_ISA", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS", "KMP_AFFINITY", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "GLIBC_TUNABLES",
-    "NPY_DISABLE_CPU_FEATURES", "PYTHONHASHSEED", "PYTHONOPTIMIZE", "LC_ALL", "LANG", "TZ",
+    "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "KMP_AFFINITY", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG",
+    "GLIBC_TUNABLES", "NPY_DISABLE_CPU_FEATURES", "PYTHONHASHSEED", "PYTHONOPTIMIZE", "LC_ALL", "LANG", "TZ",
 )  # fmt: skip
 # from the likeliest cause to the least; a section without names is compared whole
 RANKED: Sequence[tuple[str, Sequence[str]]] = (

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from harness.data import DATASETS, files
-from harness.doctor import THREADS, Finding, examine
+from harness.doctor import BITS, THREADS, Finding, examine
 from harness.store import Store
 from harness.tracking import RunLog
 
@@ -40,7 +40,9 @@ factors = {act = ["tanh", "relu"]}
 
 
 def environment(**env: str) -> dict[str, str]:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    """This process's, without what a doctor would tell of."""
+    told = (*BITS, *THREADS)
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DASK_")) and key not in told}
     return {**clean, "PYTHONPATH": str(ROOT), **env}
 
 
@@ -186,7 +188,7 @@ def test_bad_age_is_one_line(minutes: str, tmp_path: Path) -> None:
 
 
 def test_variables_that_would_move_a_result_are_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in THREADS:
+    for name in (*BITS, *THREADS):
         monkeypatch.delenv(name, raising=False)
     assert [finding.state for finding in about("environment")] == ["ok"]
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
