@@ -72,6 +72,7 @@ def contenders(config: RunConfig, data: Data, say: Callable[[str], None]) -> Ite
     yield Contender(LIMIT, limit(config, data))
     yield Contender("limit, adam: products alone", limit(config, data, "products"))
     yield Contender("limit, adam: update alone", limit(config, data, "update"))
+    yield Contender("limit, adam, all pixels: products + update", limit(config, data, dense=True))
     for count in (1, 3, 5, 6, 12):
         yield ours("adam", config, count, notebook=NOTEBOOK, least=LIMIT)
     for optimizer in sorted(set(OPTIMIZERS) - {"adam"}):

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.contest import Epoch
 from harness.architecture import architecture
-from harness.components.layers import Linear, log_softmax, logit_gradient
+from harness.components.layers import Linear, log_softmax, logit_gradient, product
 from harness.components.norms import BatchNorm, BatchNormScratch, LayerNorm, LayerNormScratch, RMSNorm
 from harness.components.optimizers import OPTIMIZERS, Rows
 from harness.config import RunConfig
@@ -41,10 +41,11 @@ def lanes(config: RunConfig, data: Data, count: int) -> Callable[[], Epoch]:
     return start
 
 
-def limit(config: RunConfig, data: Data, part: str = "both") -> Callable[[], Epoch]:
+def limit(config: RunConfig, data: Data, part: str = "both", dense: bool = False) -> Callable[[], Epoch]:
     """An epoch's matrix products with its norms, its optimizer arithmetic, or both: what no loop over torch does without.
 
     They read and write the same buffers again and again; whatever else a step does comes on top. Norms are torch's kernels.
+    The first layer's products are of lit pixels alone where the harness's are, unless `dense`.
     """
     arch, rule = architecture(config), OPTIMIZERS[config.optimizer]
     shapes = [(p.features, p.layer.size) for p in arch.layers if isinstance(p.layer, Linear)]
@@ -55,12 +56,14 @@ def limit(config: RunConfig, data: Data, part: str = "both") -> Callable[[], Epo
 
     def start() -> Epoch:
         generator = torch.Generator().manual_seed(0)
-        x = [torch.rand(1, batch, n, generator=generator) for n, _ in shapes]
+        first = next(iter(Stack.of(arch, [config], data).batches())).inputs
+        x = [first.to_dense() if dense else first, *(torch.rand(1, batch, n, generator=generator) for n, _ in shapes[1:])]
         w = [torch.rand(1, n, m, generator=generator) for n, m in shapes[:-1]]
         y = [torch.empty(1, batch, m) for _, m in shapes[:-1]]
         w.append(torch.rand(1, *shapes[-1][::-1], generator=generator))  # the output layer, the way round that is faster
         y.append(torch.empty(1, shapes[-1][1], batch))
-        dw, dx = [torch.empty_like(t) for t in w], [torch.empty_like(t) for t in x]
+        dw, dx = [torch.empty_like(t) for t in w], [torch.empty(1, batch, n) for n, _ in shapes]
+        forward, gradient_of_first = product(x[0], w[0], y[0]), product(x[0].mT, y[0], dw[0])
         weights, gradient = (torch.rand(arch.parameters, generator=generator) for _ in range(2))
         moments = tuple([torch.rand(arch.parameters, generator=generator)] for _ in rule.moments)
         rows = Rows([weights], [gradient], moments, [torch.ones(())], 1e-6, 0.0)
@@ -70,11 +73,12 @@ def limit(config: RunConfig, data: Data, part: str = "both") -> Callable[[], Epo
                 began = time.perf_counter()
                 for _ in range(steps):
                     if part != "update":
-                        for i in range(len(shapes) - 1):
+                        forward()
+                        gradient_of_first()
+                        for i in range(1, len(shapes) - 1):
                             torch.bmm(x[i], w[i], out=y[i])
                             torch.bmm(x[i].mT, y[i], out=dw[i])
-                            if i:
-                                torch.bmm(y[i], w[i].mT, out=dx[i])
+                            torch.bmm(y[i], w[i].mT, out=dx[i])
                         torch.bmm(w[-1], x[-1].mT, out=y[-1])
                         torch.bmm(y[-1], x[-1], out=dw[-1])
                         torch.bmm(y[-1].mT, w[-1], out=dx[-1])
