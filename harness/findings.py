@@ -58,7 +58,7 @@ def write(name: str, launcher: str | None = None) -> Report:
         chart=chart.shared(experiment, f"{name}-{log.run.data.tags.get('edition', '')}"),
         links=links,
         cells=cells,
-        command=f"harness search {name}{launched.options}",
+        again=launched.again("search"),
         recipes=list(_recipes(trials)),
         groups=groups,
     )

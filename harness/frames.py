@@ -16,11 +16,13 @@ import pandas as pd
 from scipy.special import stdtrit
 from tabulate import DataRow, Line, TableFormat, tabulate
 
+from harness import space
 from harness.config import FIELDS
 from harness.errors import InputError, MissingArtifact, refusal
 from harness.outage import IMPATIENT, told
+from harness.space import Search
 from harness.store import Store, store_uri
-from harness.study import METRICS, Study
+from harness.study import METRICS, Study, shipped
 from harness.survey import DIGESTS, STATES, Standing, survey
 from harness.tracking import RunLog
 
@@ -46,11 +48,6 @@ class Launched:
     looks: int  # at how many sizes of it conclusions are drawn: its intervals hold for all of them together
     kept: Mapping[str, Any]  # all that was written down of the launch
 
-    @property
-    def options(self) -> str:
-        """What the launch gave beside the study's file, as a command line has it; where data lies is no part of a study."""
-        return options({name: value for name, value in self.kept["overrides"].items() if name != "data_dir"})
-
     @classmethod
     def last(cls, study: str | Study | Launched) -> Launched:
         """The last launch of the study of this name. Raises InputError when this store has seen none."""
@@ -71,6 +68,23 @@ class Launched:
         wanted = [(cell, content["cells"][cell.name]) for cell in launched.cells]
         standings = survey(wanted, store.runs(name, study=name), store.locks.held)
         return cls(launched, content["cells"], standings, store, report, content.get("looks", 1), content)
+
+    def again(self, command: str) -> str:
+        """The command, `study` or `search`, that launches it again; empty where its name and options do not say what it was.
+
+        They say it of what comes with harness, looked at once. By its name `harness study` need not find what was a file, a
+        value in Python or the comparison of a search; and of a study that grew, options give the seeds, not the looks.
+        """
+        given = self.kept["overrides"]
+        asked = Search(**self.kept["search"]) if "search" in self.kept else self.study
+        try:
+            found = space.read(shipped() / f"{asked.name}.toml").override(**given)
+        except InputError:  # none has this name, or it takes no such options
+            return ""
+        if self.looks > 1 or found.model_dump_json() != asked.model_dump_json():
+            return ""
+        said = {name: value for name, value in given.items() if name != "data_dir"}  # where data lies is no part of a study
+        return f"harness {command} {asked.name}{options(said)}"
 
 
 def _last(store: Store, name: str) -> tuple[RunLog, Any] | None:

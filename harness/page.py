@@ -45,7 +45,7 @@ class Page:
     chart: str
     links: Mapping[str, str]  # run id -> its page
     cells: Mapping[str, str]  # run id -> its name
-    command: str  # that makes it again
+    again: str  # the command that launches it again; empty where none does
     checked: str = ""  # the command that compares its runs bit for bit
     recipes: Sequence[Recipe] = ()
     groups: Mapping[str, Sequence[Drawing]] = field(default_factory=dict)  # title -> further figures, which unfold

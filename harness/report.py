@@ -102,7 +102,7 @@ def write(name: str, launcher: str | None = None) -> Report:
         copies=copies,
         chart=chart.shared(log.run.info.experiment_id, f"{launched.study.name}-{log.run.data.tags.get('edition', '')}"),
         links={run_id: launched.store.page(log.run.info.experiment_id, run_id) for run_id in runs.run_id.dropna()},
-        command=f"harness study {launched.study.name}{launched.options}",
+        again=launched.again("study"),
         checked=f"harness verify --study {launched.study.name}",
     )
     files = {

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 import harness
-from harness import cli
+from harness import screen
 from harness.checkpoint import Checkpoint
 from harness.config import RunConfig
 from harness.launch import RunResult, resume
@@ -232,7 +232,7 @@ def test_figure_that_cannot_be_drawn_is_lost_and_not_the_run(
     monkeypatch.setattr("harness.plots.activations", draw)
     result = harness.train(CONFIG, say=lambda line: None)
     assert list(result.lost) == ["plots/activations.png: RuntimeError: no fonts"]
-    assert "lost     plots/activations.png: RuntimeError: no fonts" in cli.ending(result).splitlines()
+    assert "lost     plots/activations.png: RuntimeError: no fonts" in screen.ending(result).splitlines()
     assert_same(result.run_id, client, whole)
 
 

@@ -16,7 +16,7 @@ import click
 import numpy as np
 import pytest
 
-from harness import cli, engine, outage, space
+from harness import cli, engine, options, outage, space
 from harness.config import CHOICES, FIELDS, RunConfig, choices
 from harness.data import load
 from harness.layerlist import read
@@ -42,7 +42,7 @@ def parsed(arguments: list[str]) -> None:
     command = cli.cli.get_command(click.Context(cli.cli), arguments[0])
     assert command is not None, arguments
     rest = [argument for argument in arguments[1:] if argument != "--help"]
-    given = command.make_context(arguments[0], rest, token_normalize_func=cli._dashes).params
+    given = command.make_context(arguments[0], rest, token_normalize_func=options.dashes).params
     values = {name: text for name, text in given.items() if name in FIELDS and text is not None}
     if (given.get("study") or "").endswith(".toml"):
         RunConfig(**values)

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 import harness
-from harness import findings, landscape
+from harness import findings, landscape, report
 from harness.blocks import Blocks
 from harness.ranking import rank
 from harness.search import run_search
@@ -49,8 +49,8 @@ def fixed(seeds: Sequence[int] = (0, 1, 2), **base: Any) -> Study:
 def written(place: Path) -> Mapping[str, bytes]:
     """The files of the report that a search wrote at its end, beside a study of fixed settings."""
     harness.run_study(fixed([0, 1]), workers=0, say=lambda line: None)
-    report = run_search(search(), workers=0, say=lambda line: None).report_run_id
-    folder = Path(Store().client.download_artifacts(report, ""))
+    run = run_search(search(), workers=0, say=lambda line: None).report_run_id
+    folder = Path(Store().client.download_artifacts(run, ""))
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -105,6 +105,24 @@ def test_report_of_a_search_begins_with_the_comparison_on_fresh_seeds(written: M
     assert said[1].startswith("On 2 fresh seeds and the test set, the best settings trained anew: ")
     assert any(sentence.startswith("Best of optimizer=adam on validation, of 4 trials: lr=") for sentence in said)
     assert "harness study best.toml" in written["report.html"].decode()
+
+
+def test_page_of_a_search_says_how_to_launch_it_again_where_its_name_and_options_do_that(written: Mapping[str, bytes]) -> None:
+    assert "<dt>again</dt>" not in written["report.html"].decode()
+    assert "- again:" not in written["report.md"].decode()
+    launched, given = Trials.last("fair").launched, {"seeds": "0,1", "epochs": "2", "data_dir": "there", "trials": 5}
+    for asked, command in (
+        (Search.read("tuning"), "harness search tuning --seeds 0,1 --epochs 2 --trials 5"),
+        (search(), ""),
+    ):
+        kept = {"search": json.loads(asked.override(**given).model_dump_json()), "overrides": given}
+        assert replace(launched, kept=kept).again("search") == command
+
+
+def test_page_of_the_comparison_does_not_say_that_its_name_launches_it(written: Mapping[str, bytes]) -> None:
+    page = report.write("fair-best").files["report.html"].decode()
+    assert "<dt>again</dt>" not in page
+    assert "<code>harness verify --study fair-best</code>" in page
 
 
 def test_conditions_are_ranked_beside_fixed_settings_or_the_study_of_these_is_asked_for(written: Mapping[str, bytes]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ from harness.frames import options
 from harness.page import _escaped
 from harness.report import Report
 from harness.store import Store
-from harness.study import Study
+from harness.study import Study, shipped
 from harness.tables import chance
 
 pytestmark = [
@@ -105,8 +106,7 @@ def test_p_values_beyond_what_tests_bear_are_bounds() -> None:
     assert [chance(p) for p in (math.nan, 0.0, 1e-17, 0.0001, 0.25)] == ["", "< 0.0001", "< 0.0001", "0.0001", "0.25"]
 
 
-def test_page_says_how_to_launch_it_again(written: Report) -> None:
-    assert "<code>harness study lame</code>" in written.files["report.html"].decode()
+def test_options_are_said_as_a_command_line_has_them() -> None:
     assert options({"seeds": "0..9", "batch_size": "64", "network": "my net.json"}) == (
         " --seeds 0..9 --batch-size 64 --network 'my net.json'"
     )
@@ -117,6 +117,39 @@ def left_with(*command: str) -> object:
     with pytest.raises(SystemExit) as left:
         cli.main(list(command))
     return left.value.code
+
+
+def again(name: str) -> str:
+    """The command in the row `again` of a study's page; empty where it has none. The row `checked` is always there."""
+    (run,) = Store().runs(name, report=name)
+    page, plain = (
+        Path(Store().client.download_artifacts(run.info.run_id, f"report.{kind}")).read_text(encoding="utf-8")
+        for kind in ("html", "md")
+    )
+    assert f"<dt>checked</dt><dd>bit for bit by <code>harness verify --study {name}</code></dd>" in page
+    assert f"- checked: `harness verify --study {name}`\n" in plain
+    found = re.findall(r"<dt>again</dt><dd><code>(.*)</code></dd>", page)
+    assert re.findall(r"- again: `(.*)`", plain) == found
+    return "".join(found)
+
+
+def test_page_says_how_to_launch_it_again_where_its_name_and_options_do_that(
+    written: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert again("lame") == ""  # from Python: no study of this name is to be found
+    given = "--seeds 0 --epochs 1 --hidden-dim 4 --max-batches 1 --dataset mnist_5k"
+    small = (*given.split(), "--workers", "0")
+    assert left_with("study", "matrix", *small) == 0
+    assert again("matrix") == f"harness study matrix {given}"
+    capsys.readouterr()
+    assert left_with(*shlex.split(again("matrix"))[1:], "--dry-run") == 0
+    assert "matrix: all 10 cells are there" in capsys.readouterr().out
+    assert left_with("study", "matrix", *small, "--until-decided", "--max-seeds", "2") == 0
+    assert again("matrix") == ""  # with two seeds its intervals would be those of one look
+    mine = (shipped() / "matrix.toml").read_text(encoding="utf-8").replace("matters = 0.02", "matters = 0.5")
+    (tmp_path / "matrix.toml").write_text(mine, encoding="utf-8")
+    assert left_with("study", str(tmp_path / "matrix.toml"), *small) == 0
+    assert again("matrix") == ""  # by this name another study is found
 
 
 def test_report_writes_its_files_into_a_folder_too(written: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,7 +145,7 @@ HARMLESS: dict[str, tuple[str, str, str]] = {
     ),
     "the check before training": ("training.py", "if config.batch_size > learned:", "if config.batch_size >= learned + 1:"),
     "a message": ("errors.py", "is not allowed; allowed: {", "is refused; allowed: {"),
-    "an option of the command line": ("cli.py", '"""Train one combination of', '"""Train a combination of'),
+    "an option of the command line": ("commands.py", '"""Train one combination of', '"""Train a combination of'),
     "how results are stored": ("tracking.py", "value[:6000]) for key", "value[:5000]) for key"),
     "how cells are stacked": ("stacks.py", "MOST_LANES = 16", "MOST_LANES = 15"),
     "a row that no config uses": ("components/norms.py", '"rmsnorm": RMSNorm(),', '"rmsnorm": RMSNorm(1e-6),'),

@@ -165,6 +165,8 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "bad override": (("study", "x.toml", "--epochs", "0"), ("epochs='0'", "a whole number from 1")),
     "workers": (("study", "x.toml", "--workers", "x"), ("workers='x'", "auto")),
     "workers below 0": (("study", "x.toml", "--workers=-1"), ("workers='-1'", "a whole number from 0")),
+    "workers beyond all bounds": (("study", "x.toml", "--workers", "9" * 5000), ("workers='999", "a whole number from 0")),
+    "sample of none": (("verify", "--study", "x", "--sample", "0"), ("sample='0'", "a whole number from 1")),
     "seeds repeated": (("study", "x.toml", "--seeds", "0..2,1"), ("seeds=[0, 1, 2, 1]",)),
     "seeds downwards": (("study", "x.toml", "--seeds", "3..1"), ("seeds='3..1'", "0..9")),
     "unknown option": (("study", "x.toml", "--wrkers", "1"), ("'--wrkers'", "nearest: --workers")),
