@@ -19,6 +19,7 @@ from tabulate import DataRow, Line, TableFormat, tabulate
 from harness import space
 from harness.config import FIELDS
 from harness.errors import InputError, MissingArtifact, refusal
+from harness.numerics import NATIVE
 from harness.outage import IMPATIENT, told
 from harness.space import Search
 from harness.store import Store, store_uri
@@ -84,6 +85,8 @@ class Launched:
         if self.looks > 1 or found.model_dump_json() != asked.model_dump_json():
             return ""
         said = {name: value for name, value in given.items() if name != "data_dir"}  # where data lies is no part of a study
+        if (numerics := self.kept.get("numerics", NATIVE)) != NATIVE:
+            said["numerics"] = numerics
         return f"harness {command} {asked.name}{options(said)}"
 
 

@@ -11,7 +11,8 @@ import sys
 
 from harness.errors import InputError, refusal
 
-NUMERICS = ("native", "portable")
+NATIVE = "native"
+NUMERICS = (NATIVE, "portable")
 CAPS = {
     "ATEN_CPU_CAPABILITY": "default",
     "ONEDNN_MAX_CPU_ISA": "SSE41",
@@ -26,7 +27,7 @@ def choose(name: str) -> None:
         raise InputError(refusal("numerics", name, NUMERICS))
     if name == current():
         return
-    if name == "native":
+    if name == NATIVE:
         raise InputError(
             "numerics=native is not allowed: " + ", ".join(f"{key}={CAPS[key]}" for key in CAPS) + " are set; unset them"
         )
@@ -37,4 +38,4 @@ def choose(name: str) -> None:
 
 def current() -> str:
     """`portable` where all caps are set, else `native`."""
-    return "portable" if all(os.environ.get(name) == value for name, value in CAPS.items()) else "native"
+    return "portable" if all(os.environ.get(name) == value for name, value in CAPS.items()) else NATIVE

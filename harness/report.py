@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness import chart, frames, histograms
+from harness import chart, frames, histograms, numerics
 from harness.config import slug
 from harness.frames import Launched
 from harness.histograms import Histograms
@@ -72,7 +72,8 @@ def keep(
     log: RunLog, study: Study, cells: Mapping[str, object], overrides: Mapping[str, Any], more: Mapping[str, object] = {}
 ) -> None:
     """Write down what is launched, in the file that reading back begins with."""
-    content = {"study": json.loads(study.json_text()), "overrides": dict(overrides), "cells": cells, **more}
+    as_asked = {"study": json.loads(study.json_text()), "overrides": dict(overrides), "numerics": numerics.current()}
+    content = {**as_asked, "cells": cells, **more}
     log.text(frames.STUDY_FILE, json.dumps(content, indent=2) + "\n")
     log.tags({"launched": time.time_ns() // 1_000_000})
 

@@ -17,7 +17,7 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from harness.numerics import current
+from harness.numerics import NATIVE, current
 
 # Where the lit pixels alone take less time than all of them by BLAS, preparation counted (AMD EPYC, with AVX-512).
 MOST_LIT = 0.4  # of all pixels; MNIST has 0.19
@@ -120,4 +120,4 @@ def pays(width: int, batch: int) -> bool:
 
     Not with portable numerics: torch compiles these sums for the processor that it finds, and nothing caps that.
     """
-    return current() == "native" and width >= LEAST_WIDTH and batch >= LEAST_BATCH
+    return current() == NATIVE and width >= LEAST_WIDTH and batch >= LEAST_BATCH

@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from playwright.sync_api import Browser
 
 import harness
 from harness import cli, report
-from harness.frames import options
+from harness.frames import Launched, options
 from harness.page import _escaped
 from harness.report import Report
 from harness.store import Store
@@ -144,6 +145,10 @@ def test_page_says_how_to_launch_it_again_where_its_name_and_options_do_that(
     capsys.readouterr()
     assert left_with(*shlex.split(again("matrix"))[1:], "--dry-run") == 0
     assert "matrix: all 10 cells are there" in capsys.readouterr().out
+    last = Launched.last("matrix")
+    portable = replace(last, kept={**last.kept, "numerics": "portable"})
+    assert portable.again("study") == f"harness study matrix {given} --numerics portable"
+    assert last.kept["numerics"] == "native"
     assert left_with("study", "matrix", *small, "--until-decided", "--max-seeds", "2") == 0
     assert again("matrix") == ""  # with two seeds its intervals would be those of one look
     mine = (shipped() / "matrix.toml").read_text(encoding="utf-8").replace("matters = 0.02", "matters = 0.5")
