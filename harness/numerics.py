@@ -7,7 +7,10 @@ what processors have in common; a library reads its cap when it is imported, so 
 from __future__ import annotations
 
 import os
+import platform
 import sys
+from functools import cache
+from pathlib import Path
 
 from harness.errors import InputError, refusal
 
@@ -39,3 +42,14 @@ def choose(name: str) -> None:
 def current() -> str:
     """`portable` where all caps are set, else `native`."""
     return "portable" if all(os.environ.get(name) == value for name, value in CAPS.items()) else NATIVE
+
+
+@cache
+def processor(line: str) -> str:
+    """What Linux tells of the processor, `model name` or `vendor_id`; elsewhere what Python does, which has both in it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    found = (text.partition(":")[2].strip() for text in lines if text.startswith(line))
+    return next(found, platform.processor() or platform.machine())

@@ -99,7 +99,7 @@ def software() -> dict[str, Any]:
 def arithmetic() -> dict[str, Any]:
     """What decides how numbers round: processor, instructions, their caps, threads and torch's flags."""
     return {
-        "processor": _processor(),
+        "processor": numerics.processor("model name"),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "numerics": numerics.current(),
         "threads": torch.get_num_threads(),
@@ -108,16 +108,6 @@ def arithmetic() -> dict[str, Any]:
         "default_dtype": str(torch.get_default_dtype()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-@cache
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(found, platform.processor() or platform.machine())
 
 
 def as_json(config: RunConfig, data: Data, under: Mapping[str, Any], traced: Mapping[str, Any], clock: Clock) -> str:
