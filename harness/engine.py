@@ -131,6 +131,7 @@ def _local(workers: int) -> Iterator[tuple[LocalCluster, Client]]:
     born = {
         "distributed.worker.multiprocessing-method": nursery.METHOD,  # those too that take a dead one's place
         "distributed.scheduler.worker-ttl": f"{SILENCE} s",  # looked at as often: Dask's own 5 minutes may become 10
+        "distributed.worker.profile.enabled": False,  # it looks at the thread that trains a hundred times a second
     }
     try:
         with dask.config.set(born), _environment(), _started(workers) as cluster, Client(cluster) as client:
