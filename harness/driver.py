@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from harness import engine, frames
+from harness import engine, frames, report
 from harness.cells import Launch, StudyResult
 from harness.errors import InputError
 from harness.plan import Plan, prepare_all
@@ -95,10 +95,12 @@ def driven(
             if works and hands.workers:
                 say("workers  start; the first results take some seconds")
             with closing(hands.trained(works, launch.heard)) as trained:
-                for work, came in trained:
+                for number, (work, came) in enumerate(trained, 1):
                     launch.ended(work, came)
                     if fail_fast and launch.failed:
                         break
+                    if len(works) - number < hands.workers:  # a core is free from here on
+                        report.ready()
             if not (fail_fast and launch.failed):
                 launch.copy()
             launch.leave()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import queue
@@ -131,6 +132,7 @@ def _local(workers: int) -> Iterator[tuple[LocalCluster, Client]]:
     born = {
         "distributed.worker.multiprocessing-method": nursery.METHOD,  # those too that take a dead one's place
         "distributed.scheduler.worker-ttl": f"{SILENCE} s",  # looked at as often: Dask's own 5 minutes may become 10
+        "distributed.worker.profile.enabled": False,  # it looks at the thread that trains a hundred times a second
     }
     try:
         with dask.config.set(born), _environment(), _started(workers) as cluster, Client(cluster) as client:
@@ -159,7 +161,7 @@ def _environment() -> Iterator[None]:
 
 def _started(workers: int) -> LocalCluster:
     """A cluster of this machine. It does not start where a worker dies at birth: then once more."""
-    quiet: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL, "plugins": (Deaf(),)}
+    quiet: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL, "plugins": (Newborn(),)}
     nursery.begin()
     for _ in range(2):
         try:
@@ -170,12 +172,13 @@ def _started(workers: int) -> LocalCluster:
     raise EngineError(f"worker processes do not start: {why}; {hint}")
 
 
-class Deaf(WorkerPlugin):
-    """A terminal sends Ctrl-C to all of its processes; that it ends a study is for the driver to see to."""
+class Newborn(WorkerPlugin):
+    """What each worker does first, also one that takes a dead one's place, however it was born."""
 
     def setup(self, worker: Any) -> None:
-        """In each worker, also one that takes a dead one's place, however it was born."""
+        """A terminal sends Ctrl-C to all of its processes; that it ends a study is for the driver to see to."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        gc.freeze()  # to look through what was imported writes to every page of it, which forks share until then
 
 
 class Broken(Exception):

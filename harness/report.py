@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from harness.tracking import RunLog
 
 PLOTS = "plots"
 LONGEST = 8000  # characters of a tag that MLflow keeps
+SLOW = ("harness.figures", "statsmodels.regression.linear_model")  # half a second each to import
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,19 @@ def keep(
     log.tags({"launched": time.time_ns() // 1_000_000})
 
 
+def ready() -> None:
+    """Import what takes `write` its first second: a launch does so as soon as a core is free."""
+    for module in SLOW:
+        import_module(module)
+
+
 def write(name: str, launcher: str | None = None) -> Report:
     """Write the report of a study as last launched, from whatever its store has, into its report run.
 
     It is a function of the store: written twice it has the same bytes. `launcher` is a run that `mlflow run` has begun, to be
     told where to look. Raises InputError when the store has seen no launch.
     """
-    from harness import figures  # it and what analyses take a second to import, which a launch waits for at its end only
+    from harness import figures  # see `ready`
     from harness.analysis import analyse
     from harness.origin import origin
     from harness.page import Page

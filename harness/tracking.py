@@ -132,10 +132,12 @@ class RunLog:
         """A local copy of one file of the run. Raises InputError when it has no such file."""
         if (root := _local(self.run)) is not None and (root / artifact).is_file():
             return root / artifact
-        folder = str(Path(artifact).parent).removeprefix(".")
-        with refused(self.store.uri), self.store.outage.noticed():
-            if artifact in [file.path for file in self.store.client.list_artifacts(self.id, folder or None) if not file.is_dir]:
-                return Path(self.store.client.download_artifacts(self.id, artifact, into))
+        if root is None:
+            folder = str(Path(artifact).parent).removeprefix(".")
+            with refused(self.store.uri), self.store.outage.noticed():
+                files = [file.path for file in self.store.client.list_artifacts(self.id, folder or None) if not file.is_dir]
+                if artifact in files:
+                    return Path(self.store.client.download_artifacts(self.id, artifact, into))
         raise MissingArtifact(f"run {self.id} has no artifact {artifact}")
 
     def params(self, params: Mapping[str, str]) -> None:
