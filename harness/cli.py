@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import signal
 import sys
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run() -> None:
     """`main` as a process of its own: it cleans up and leaves; for Python to end its libraries takes a second or two."""
     _lead_nowhere()
+    gc.set_threshold(10_000)  # imports make a million objects that stay: to look through them again and again takes a second
     try:
         main()
     except SystemExit as end:
