@@ -21,6 +21,7 @@ from harness.architecture import architecture
 from harness.config import RunConfig
 from harness.data import Data, Scale, Split
 from harness.numerics import CAPS
+from harness.plan import prepare
 from harness.sparse import MOST_LIT, LitPixels, Sparse, pays
 from harness.training import Stack, evaluate, exact_arithmetic, train
 
@@ -160,6 +161,12 @@ def test_all_pixels_are_multiplied_where_that_is_faster_or_dark_ones_count(digit
     some = data.load("mnist_5k", "unused", config.normalize)
     assert isinstance(next(iter(stack_of(digits, a_config()).batches())).inputs, Sparse)
     assert isinstance(next(iter(stack_of(some, config).batches())).inputs, Tensor)
+
+
+def test_lit_pixels_are_found_once_for_all_runs_of_a_process() -> None:
+    first, second = (prepare(a_config(seed=seed)).data.train for seed in (0, 1))
+    assert first.lit is not None
+    assert first.lit is second.lit
 
 
 def test_images_of_which_much_is_lit_are_dense() -> None:
