@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from harness.doctor import BITS
+
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.qemu
 # twenty steps of a run: its first things, and the losses
@@ -43,7 +45,8 @@ CONFIGS = {
 def began(numerics: str, processor: str | None = None) -> dict[str, Any]:
     """The beginnings of a run of each config, on this processor or on an emulated one."""
     emulator = ["qemu-x86_64", "-cpu", processor] if processor else []
-    known = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
+    # what chooses kernels is said for this processor: another may not have them
+    known = {name: value for name, value in os.environ.items() if name not in (*BITS, "PYTHONPATH", "MLFLOW_TRACKING_URI")}
     path = os.pathsep.join([str(ROOT), sysconfig.get_path("purelib")])  # the emulator starts the interpreter, not its venv
     done = subprocess.run(
         [*emulator, os.path.realpath(sys.executable), "-c", PROGRAM, numerics, json.dumps(CONFIGS)],
