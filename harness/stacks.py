@@ -69,7 +69,7 @@ def pack(plans: Iterable[Plan], workers: int) -> list[list[Plan]]:
 
 def makespan(stacks: Sequence[Sequence[Plan]], workers: int) -> float:
     """About how long until the last of the stacks ends, when each worker takes the longest that is left."""
-    busy = [0.0] * max(workers, 1)
+    busy = [0.0] * max(min(workers, len(stacks)), 1)
     for took in sorted(map(_seconds, stacks), reverse=True):
         heapq.heappush(busy, heapq.heappop(busy) + took)
     return max(busy)
