@@ -212,11 +212,11 @@ def results(study: str, kind: str, by: str, rows: str, output: str | None) -> No
         raise InputError(f"--by groups the summary; leave it out with --rows {rows}")
     if kind == "parquet" and output is None:
         raise InputError("format=parquet is binary; name a file: --output results.parquet")
-    from harness import frames
+    from harness import frames, launched
 
     with suppress(*() if study.endswith(".toml") else (InputError,)):  # one whose file is gone may still be in the store
         study = space.read(study).name
-    if rows == "summary" and not names and frames.is_search(study):
+    if rows == "summary" and not names and launched.is_search(study):
         rows = "trials"
     commands: dict[str, str] = {}
     if rows == "trials":
@@ -253,9 +253,9 @@ def report(study: str, output: str | None) -> None:
     launcher = os.environ.pop("MLFLOW_RUN_ID", None)  # `mlflow run -e report` has made one
     with suppress(*() if study.endswith(".toml") else (InputError,)):  # one whose file is gone may still be in the store
         study = space.read(study).name
-    from harness import frames
+    from harness import launched
 
-    if frames.is_search(study):
+    if launched.is_search(study):
         from harness import findings as reports
     else:
         from harness import report as reports  # type: ignore[no-redef]

@@ -12,7 +12,8 @@ from harness.analysis import Analysis, analyse
 from harness.blocks import Blocks
 from harness.conclusions import plural
 from harness.errors import InputError
-from harness.frames import Launched, each
+from harness.frames import each
+from harness.launched import Launched
 from harness.origin import origin
 from harness.page import Page, Recipe
 from harness.ranking import HERE, Ranking, by, rank

@@ -4,120 +4,31 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 from scipy.special import stdtrit
 from tabulate import DataRow, Line, TableFormat, tabulate
 
-from harness import space
 from harness.config import FIELDS
 from harness.errors import InputError, MissingArtifact, refusal
-from harness.numerics import NATIVE
+from harness.launched import Launched, newest
 from harness.outage import IMPATIENT, told
-from harness.space import Search
 from harness.store import Store, store_uri
-from harness.study import METRICS, Study, shipped
-from harness.survey import DIGESTS, STATES, Standing, survey
+from harness.study import METRICS, Study
+from harness.survey import DIGESTS, STATES, Standing
 from harness.tracking import RunLog
 
-Kept = TypeVar("Kept")
 CONFIDENCE = 0.95
-STUDY_FILE = "study.json"  # of the report run: the study as it was launched, and the digests of its cells
 NARROW = TableFormat(
     None, Line("", "-", " ", ""), None, None, DataRow("", " ", ""), DataRow("", " ", ""), 0, None
 )  # 80 columns
 SHOWN = ("final/test_loss", "final/test_accuracy")
 LARGEST = 1.797e308  # what MLflow makes of infinity
-
-
-@dataclass(frozen=True)
-class Launched:
-    """A study as it was last launched, and what the store has of it."""
-
-    study: Study
-    digests: Mapping[str, Mapping[str, str]]  # cell -> the tags that tell its run from others
-    standings: Sequence[Standing]
-    store: Store
-    report: RunLog  # the run that keeps it
-    looks: int  # at how many sizes of it conclusions are drawn: its intervals hold for all of them together
-    kept: Mapping[str, Any]  # all that was written down of the launch
-
-    @classmethod
-    def last(cls, study: str | Study | Launched) -> Launched:
-        """The last launch of the study of this name. Raises InputError when this store has seen none."""
-        if isinstance(study, Launched):  # looked up already
-            return study
-        name = study if isinstance(study, str) else study.name
-        store = Store.there()
-        found = _last(store, name) if store else None
-        if store is None or found is None:
-            where = store_uri() if store else f"{store_uri()}, which does not exist"
-            raise InputError(f"study {name} was never launched in the store {where}; launch it: harness study {name}")
-        report, content = found
-        launched = Study(**content["study"])
-        if isinstance(study, Study) and study.json_text() != launched.json_text():
-            raise InputError(
-                f"study {name} was last launched with other seeds, variants or values; launch this one, or ask by name"
-            )
-        wanted = [(cell, content["cells"][cell.name]) for cell in launched.cells]
-        standings = survey(wanted, store.runs(name, study=name), store.locks.held)
-        return cls(launched, content["cells"], standings, store, report, content.get("looks", 1), content)
-
-    def again(self, command: str) -> str:
-        """The command, `study` or `search`, that launches it again; empty where its name and options do not say what it was.
-
-        They say it of what comes with harness, looked at once. By its name `harness study` need not find what was a file, a
-        value in Python or the comparison of a search; and of a study that grew, options give the seeds, not the looks.
-        """
-        given = self.kept["overrides"]
-        asked = Search(**self.kept["search"]) if "search" in self.kept else self.study
-        try:
-            found = space.read(shipped() / f"{asked.name}.toml").override(**given)
-        except InputError:  # none has this name, or it takes no such options
-            return ""
-        if self.looks > 1 or found.model_dump_json() != asked.model_dump_json():
-            return ""
-        said = {name: value for name, value in given.items() if name != "data_dir"}  # where data lies is no part of a study
-        if (numerics := self.kept.get("numerics", NATIVE)) != NATIVE:
-            said["numerics"] = numerics
-        return f"harness {command} {asked.name}{options(said)}"
-
-
-def _last(store: Store, name: str) -> tuple[RunLog, Any] | None:
-    """The report run of a study's last launch, and what it keeps of it; None where there was none."""
-    reports = [run for run in store.runs(name, report=name) if "launched" in run.data.tags]
-    if not reports:
-        return None
-    report = RunLog(store, max(reports, key=lambda run: int(run.data.tags["launched"])))
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            return report, json.loads(report.fetch(STUDY_FILE, folder).read_bytes())
-        except ValueError as error:
-            raise InputError(f"run {report.id}: {STUDY_FILE} is not JSON; launch {name} again: {error}") from None
-
-
-def last_study(store: Store, name: str) -> Study | None:
-    """A study as it was last launched; None where it never was."""
-    found = _last(store, name)
-    return Study(**found[1]["study"]) if found else None
-
-
-def last_overrides(store: Store, name: str) -> dict[str, Any]:
-    """With which overrides a study was last launched."""
-    found = _last(store, name)
-    return dict(found[1]["overrides"]) if found else {}
-
-
-def options(overrides: Mapping[str, Any]) -> str:
-    """Overrides as a command line has them, each after a space."""
-    return "".join(f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in overrides.items())
 
 
 def trials(name: str) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -127,7 +38,7 @@ def trials(name: str) -> tuple[pd.DataFrame, dict[str, str]]:
     Raises InputError when the store has seen no search of this name.
     """
     store = Store.there()
-    found = _last(store, name) if store else None
+    found = newest(store, name) if store else None
     if found is None or "trials" not in found[1]:
         raise InputError(f"search {name} was never launched in the store {store_uri()}; launch it: harness search {name}")
     content = found[1]
@@ -140,13 +51,6 @@ def trials(name: str) -> tuple[pd.DataFrame, dict[str, str]]:
         ["condition", "rank", "value"], kind="stable"
     )
     return frame.loc[order.index].reset_index(drop=True), dict(content["best"])
-
-
-def is_search(name: str) -> bool:
-    """Whether what was last launched under this name is a search."""
-    store = Store.there()
-    found = _last(store, name) if store else None
-    return found is not None and "trials" in found[1]
 
 
 def runs(study: str | Study | Launched) -> pd.DataFrame:
@@ -163,23 +67,6 @@ def history(study: str | Study | Launched) -> pd.DataFrame:
         frames = list(pool.map(lambda standing: _history(launched.store, standing), begun))
     empty = pd.DataFrame(columns=["run_id", "variant", "seed", "state", "epoch"])
     return pd.concat(frames, ignore_index=True) if frames else empty
-
-
-def kept(launched: Launched, artifact: str, run_ids: Iterable[str], parse: Callable[[str], Kept]) -> dict[str, Kept]:
-    """Run id -> what `parse` makes of a text file of it; left out is a run without it, or where `parse` raises ValueError."""
-    wanted = set(run_ids)
-    runs = [standing.run for standing in launched.standings if standing.run is not None and standing.run.info.run_id in wanted]
-
-    def read(run: Any) -> list[tuple[str, Kept]]:
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                text = RunLog(launched.store, run).fetch(artifact, folder).read_text(encoding="utf-8")
-            return [(run.info.run_id, parse(text))]
-        except (MissingArtifact, ValueError):
-            return []
-
-    with told(IMPATIENT), ThreadPoolExecutor(8) as pool:
-        return dict(found for some in pool.map(read, runs) for found in some)
 
 
 def summary(study: str | Study | Launched, by: str | Sequence[str] = ()) -> pd.DataFrame:

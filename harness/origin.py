@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.frames import Launched, each, kept
+from harness.frames import each
+from harness.launched import Launched
 
 PACKAGES = ("torch", "numpy", "mlflow", "scipy", "pandas", "statsmodels")
 
@@ -38,7 +39,7 @@ def origin(launched: Launched, runs: pd.DataFrame, history: pd.DataFrame) -> lis
 
 def _records(launched: Launched, run_ids: Sequence[str]) -> list[Mapping[str, Any]]:
     """The `record.json` of runs; one that is not there, or of another schema, is left out."""
-    found = kept(launched, "record.json", run_ids, json.loads)
+    found = launched.parsed("record.json", run_ids, json.loads)
     return [content for content in found.values() if content.get("schema", 0) >= 2]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness import engine, frames
+from harness import engine, frames, launched
 from harness.plan import Plan, prepare_all
 from harness.progress import Say
 from harness.stacks import makespan, pack
@@ -33,8 +33,8 @@ def status(study: Study, overrides: Mapping[str, Any], say: Say) -> str:
     """Where each variant of a study stands, and why; without overrides with those of its last launch."""
     lines = []
     store = Store.there()
-    if not overrides and (overrides := frames.last_overrides(store, study.name) if store else {}):
-        lines.append(f"as last launched, with{frames.options(overrides)}")
+    if not overrides and (overrides := launched.last_overrides(store, study.name) if store else {}):
+        lines.append(f"as last launched, with{launched.options(overrides)}")
     study = study.override(**overrides)
     standings = _standings(store, study, prepare_all(study.cells, say))
     states = [state for state in STATES if state != "pruned" or any(standing.state == state for standing in standings)]

@@ -15,8 +15,8 @@ import pandas as pd
 
 from harness import chart, frames, histograms, numerics
 from harness.config import slug
-from harness.frames import Launched
 from harness.histograms import Histograms
+from harness.launched import STUDY_FILE, Launched
 from harness.store import Store
 from harness.study import Study
 from harness.survey import SETTLED
@@ -76,7 +76,7 @@ def keep(
     """Write down what is launched, in the file that reading back begins with."""
     as_asked = {"study": json.loads(study.json_text()), "overrides": dict(overrides), "numerics": numerics.current()}
     content = {**as_asked, "cells": cells, **more}
-    log.text(frames.STUDY_FILE, json.dumps(content, indent=2) + "\n")
+    log.text(STUDY_FILE, json.dumps(content, indent=2) + "\n")
     log.tags({"launched": time.time_ns() // 1_000_000})
 
 
@@ -102,7 +102,7 @@ def write(name: str, launcher: str | None = None) -> Report:
     table, (copies, agree) = frames.summary(launched), compared(runs)
     analysis = analyse(launched.study, runs, history, looks=launched.looks)
     lost: list[str] = []
-    seen = frames.kept(launched, histograms.FILE, runs.run_id.dropna(), Histograms.parse)
+    seen = launched.parsed(histograms.FILE, runs.run_id.dropna(), Histograms.parse)
     drawings = figures.drawings(analysis, seen, lambda figure, error: lost.append(f"{figure}: {type(error).__name__}: {error}"))
     page = Page.of(
         analysis,

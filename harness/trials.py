@@ -10,7 +10,8 @@ import pandas as pd
 
 from harness import frames
 from harness.errors import InputError
-from harness.frames import Launched, each
+from harness.frames import each
+from harness.launched import Launched
 from harness.space import Search
 from harness.study import Variant
 

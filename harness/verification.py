@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from scipy.special import betaincinv
 
-from harness import frames, record, trace
+from harness import record, trace
 from harness.checkpoint import state_digest
 from harness.config import RunConfig, slug
 from harness.errors import DataError, InputError, MissingArtifact, refusal
+from harness.launched import last_study
 from harness.plan import Plan, prepare
 from harness.results import CURVES, EpochRecord, same, ulps
 from harness.store import Store
@@ -105,7 +106,7 @@ class Past:
 
         METRIC and MATTERS for a run of no study, and of one that declares none.
         """
-        study = frames.last_study(self.log.store, self.log.run.data.tags.get("study", ""))
+        study = last_study(self.log.store, self.log.run.data.tags.get("study", ""))
         return (study.metric, study.matters) if study and study.matters else (METRIC, MATTERS)
 
     def contradictions(self) -> Iterator[str]:
@@ -213,8 +214,9 @@ def _compared(past: Past, plan: Plan, tolerance: bool) -> tuple[str, str]:
         ),
         "",
     )
-    if not first and len(past.curves) != done.epoch + 1:
-        first = f"the number of epochs: {done.epoch}, then {len(past.curves) - 1}"
+    epochs = max(len(past.curves), len(past.record["trace"]["epochs"])) - 1  # fewer are named above
+    if not first and epochs != done.epoch:
+        first = f"the number of epochs: {done.epoch}, then {epochs}"
     return first.replace("_", " "), _level(past, first, traced["first_losses"], ended) if first else LEVELS[0]
 
 

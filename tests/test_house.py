@@ -76,6 +76,7 @@ ROWS = (
         "separation",
         "conclusions",
         "analysis",
+        "launched",
         "frames",
         "canvas",
         "forest",

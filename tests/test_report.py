@@ -16,7 +16,7 @@ from playwright.sync_api import Browser
 
 import harness
 from harness import cli, report
-from harness.frames import Launched, options
+from harness.launched import Launched, options
 from harness.page import _escaped
 from harness.report import Report
 from harness.store import Store

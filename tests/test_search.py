@@ -13,7 +13,7 @@ import numpy as np
 import optuna
 import pytest
 
-from harness import frames, pruning
+from harness import frames, launched, pruning
 from harness.errors import InputError
 from harness.progress import Progress
 from harness.pruning import Trial
@@ -188,7 +188,7 @@ def test_trial_that_fails_ends_the_search_after_its_round_and_is_tried_again(sto
     assert stopped.final is None
     assert [trial.name for trial in stopped.trials if trial.state == "failed"] == ["trial 006"]
     assert len(stopped.trials) == 10, "what comes later depends on it"
-    assert frames.is_search("tiny")
+    assert launched.is_search("tiny")
     blocked[0].unlink()
     mended = run_search(tiny(trials=15), workers=0, say=quiet)
     assert mended.failed == {}

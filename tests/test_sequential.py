@@ -10,6 +10,7 @@ from harness import frames
 from harness.cells import StudyResult
 from harness.driver import run_study, until_decided
 from harness.errors import InputError
+from harness.launched import Launched
 from harness.sequential import grown, looks
 from harness.study import Study
 
@@ -70,7 +71,7 @@ def test_a_study_grows_until_all_is_decided_and_its_intervals_are_as_wide_as_all
     (contrast,) = frames.compare("grows").itertuples()
     assert contrast.verdict == "better"
     assert contrast.level == pytest.approx(1 - 0.05 / 5)
-    assert "5 looks at growing data" in frames.Launched.last("grows").report.fetch("report.md", "").read_text()
+    assert "5 looks at growing data" in Launched.last("grows").report.fetch("report.md", "").read_text()
     again, repeated = grow(wanted, 30)
     assert (again.trained, repeated) == (0, lines)
 

@@ -148,7 +148,7 @@ def test_makespan_is_that_of_workers_who_take_the_longest_that_is_left(plans: li
     stacks = pack(plans, workers)
     assert makespan(stacks, workers) == pytest.approx(greedy(stacks, workers))
     assert makespan(stacks[::-1], workers) == makespan(stacks, workers)
-    assert makespan(stacks, 10**30) == greedy(stacks, len(stacks))
+    assert makespan(stacks, 10**30) == greedy(stacks, max(len(stacks), 1))
     assert makespan(stacks, 1) == pytest.approx(sum(seconds(stack[0], len(stack)) for stack in stacks))
 
 

@@ -97,13 +97,16 @@ def test_altered_curve_is_named_with_its_epoch_metric_and_distance(store: str) -
     assert MlflowClient(store).get_run(run_id).data.tags["verified"].startswith("another result - differs in epoch 1")
 
 
-def test_epoch_that_is_missing_in_the_curves_or_one_too_many_is_named(store: str) -> None:
+def test_epoch_that_is_missing_or_one_too_many_is_named(store: str) -> None:
     run_id = trained()
     table = Path(store.removeprefix("sqlite:///")).parent / "mlruns" / "harness" / run_id / "artifacts" / "history.csv"
     lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
     table.write_text("".join(lines[:-1]), encoding="utf-8")
     assert verify(run_id, say=quiet).first == "epoch 2: the run had none"
     table.write_text("".join([*lines, lines[-1]]), encoding="utf-8")
+    assert verify(run_id, say=quiet).first == "the number of epochs: 2, then 3"
+    table.write_text("".join(lines), encoding="utf-8")
+    rewrite(store, run_id, "record.json", lambda content: content["trace"]["epochs"].append("0" * 64))
     assert verify(run_id, say=quiet).first == "the number of epochs: 2, then 3"
 
 

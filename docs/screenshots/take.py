@@ -13,7 +13,7 @@ from pathlib import Path
 from playwright.sync_api import Page, expect, sync_playwright
 
 from harness.chart import UI, shared
-from harness.frames import Launched
+from harness.launched import Launched
 
 HERE = Path(__file__).parent
 DRAWN = "[...document.querySelectorAll('.js-plotly-plot')].filter(plot => plot.data && plot.data.length).length >= 2"
