@@ -13,7 +13,7 @@ from harness.data import Split
 from harness.network import lane_buffer
 from harness.sparse import Sparse
 
-AHEAD = 24  # minibatches, of one lane each, whose pixels are gathered by one call
+AHEAD = 768  # samples of all lanes, whose pixels are gathered by one call: 24 minibatches of 32
 
 
 class Batch(NamedTuple):
@@ -49,7 +49,7 @@ class Minibatches:
         for rows, labels, log_p in zip(self.rows, self.labels, self.log_p, strict=True):
             _, lanes, batch = rows.shape
             dlogits = lane_buffer(lanes, (self.classes, batch), log_p)
-            parts = (part.split(-(-AHEAD // lanes)) for part in (rows, labels, label_gradient(labels, log_p), log_p))
+            parts = (part.split(-(-AHEAD // (lanes * batch))) for part in (rows, labels, label_gradient(labels, log_p), log_p))
             for some, *its in zip(*parts, strict=True):
                 for inputs, its_labels, its_d_log_p, its_log_p in zip(self._inputs(some), *its, strict=True):
                     yield Batch(inputs, its_labels, its_d_log_p, its_log_p, dlogits)

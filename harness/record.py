@@ -37,7 +37,7 @@ RANKED: Sequence[tuple[str, Sequence[str]]] = (
     ("streams", ()),
     ("code.definitions", ()),
     ("arithmetic", ("threads", "numerics", "flush_denormal", "deterministic", "default_dtype", "gpu")),
-    ("software.packages", ("torch", "numpy")),
+    ("software.packages", ("torch", "numpy", "scipy")),
     ("software", ("torch", "torch_build", "python", "implementation")),
     ("arithmetic", ("capability", "processor")),
     ("environment", ()),

@@ -2,7 +2,7 @@
 
 From the functions that load, build and train, names are followed through the sources of harness, definition by definition.
 Of a table of levels only the rows that the config uses count, so a new norm makes no finished run stale; neither does a
-docstring, a comment or the command line. The versions of torch and numpy count as code.
+docstring, a comment or the command line. The versions of torch, numpy and scipy count as code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROOTS = (
 )
 TABLES = {tuple(table.replace("/", ".").rsplit(".", 1)): field for field, table in CHOICES.items() if isinstance(table, str)}
 VALUES = ("errors", "config", "layerlist")  # what they say, the config digest holds
-PACKAGES = ("torch", "numpy")
+PACKAGES = ("torch", "numpy", "scipy")
 Place = tuple[str, str]  # module, name
 
 

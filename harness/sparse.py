@@ -121,5 +121,5 @@ def pays(width: int, batch: int) -> bool:
     Not on other processors than AMD's: for Intel's, MKL has products of all pixels that are faster, and elsewhere nobody has
     measured. Not with portable numerics: torch compiles these sums for the processor that it finds, and nothing caps that.
     """
-    measured = "AMD" in processor("vendor_id") and current() == NATIVE
+    measured = "AuthenticAMD" in processor("vendor_id") and current() == NATIVE
     return measured and width >= LEAST_WIDTH and batch >= LEAST_BATCH

@@ -217,7 +217,7 @@ def test_digest_moves_with(case: str, before: dict[str, str], after: dict[str, d
     assert moved(before, after[case]) == MOVING[case][3]
 
 
-@pytest.mark.parametrize("name", ["torch", "numpy"])
+@pytest.mark.parametrize("name", ["torch", "numpy", "scipy"])
 def test_digest_moves_with_the_version_of(name: str, before: dict[str, str], copy: Path) -> None:
     """A package's metadata that comes first on the path is the one that is found."""
     metadata = copy / f"{name}-0.0.1.dist-info" / "METADATA"

@@ -20,9 +20,10 @@ from harness import data, sparse
 from harness.architecture import architecture
 from harness.config import RunConfig
 from harness.data import Data, Scale, Split
+from harness.minibatches import AHEAD
 from harness.numerics import CAPS
 from harness.plan import prepare
-from harness.sparse import MOST_LIT, LitPixels, Sparse, pays
+from harness.sparse import LEAST_BATCH, LEAST_WIDTH, LitPixels, Sparse, pays
 from harness.training import Stack, evaluate, exact_arithmetic, train
 
 
@@ -141,6 +142,44 @@ def test_a_run_learns_what_it_learns_from_all_pixels(digits: Data) -> None:
     assert evaluate(lit, 0, "test") == pytest.approx(evaluate(every, 0, "test"), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"validation": 0.1, "batch_size": 48}, {"batch_size": 17, "dropout": 0.3}, {"batch_size": 1333, "max_batches": 0}],
+    ids=["validation", "dropout", "last batch of one"],
+)
+def test_a_lane_of_many_has_the_weights_and_curves_of_the_run_alone(digits: Data, changed: dict[str, float]) -> None:
+    configs = [a_config(seed=seed, lr=0.01 * (seed + 1), epochs=2, **changed) for seed in range(7)]
+    together = stack_of(digits, *configs)
+    assert isinstance(next(iter(together.batches())).inputs, Sparse)
+    epochs = list(train(together))
+    for lane, config in enumerate(configs):
+        alone = stack_of(digits, config)
+        assert [done.curves for done in train(alone)] == [done.curves for done in epochs if done.lane == lane]
+        assert torch.equal(alone.network.weights[0], together.network.weights[lane])
+
+
+def test_evaluation_multiplies_lit_pixels_alone(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack, asked = stack_of(digits, a_config(validation=0.1)), list[int]()
+    inputs = LitPixels.inputs
+    monkeypatch.setattr(LitPixels, "inputs", lambda *given: asked.append(1) or inputs(*given))
+    for part in ("train", "val", "test"):
+        asked.clear()
+        evaluate(stack, 0, part)
+        assert asked, part
+
+
+@pytest.mark.parametrize(("lanes", "batch"), [(1, 32), (5, 32), (8, 128), (1, 2000), (3, 17)])
+def test_pixels_made_ready_at_once_are_bounded_in_samples_not_in_minibatches(
+    digits: Data, lanes: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, seen = LitPixels.steps, list[int]()
+    monkeypatch.setattr(LitPixels, "steps", lambda lit, rows, scale: seen.append(rows.numel()) or steps(lit, rows, scale))
+    stack = stack_of(digits, *(a_config(seed=seed, batch_size=batch, max_batches=0) for seed in range(lanes)))
+    list(stack.batches())
+    assert sum(seen) == lanes * len(digits.train)
+    assert max(seen) < AHEAD + lanes * batch
+
+
 def bright(split: Split) -> Split:
     """The same split, which is not asked for lit pixels."""
     same = replace(split)
@@ -170,13 +209,15 @@ def test_lit_pixels_are_found_once_for_all_runs_of_a_process() -> None:
 
 
 def test_images_of_which_much_is_lit_are_dense() -> None:
-    for share, few in ((MOST_LIT - 0.1, True), (MOST_LIT + 0.2, False)):
+    for share, few in ((0.37, True), (0.43, False)):
         pixels = images(300, 784, share, 1)
         assert (Split(pixels, torch.zeros(300, dtype=torch.int64)).lit is not None) == few
 
 
 def test_only_kernels_that_were_measured_and_can_be_capped_are_left_the_lit_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert pays(784, 32)
+    assert pays(LEAST_WIDTH, LEAST_BATCH)
+    assert not pays(LEAST_WIDTH - 1, LEAST_BATCH)
+    assert not pays(LEAST_WIDTH, LEAST_BATCH - 1)
     monkeypatch.setattr(sparse, "processor", lambda line: "GenuineIntel")
     assert not pays(784, 32)
     code = "from harness import sparse; sparse.processor = lambda line: 'AuthenticAMD'; print(sparse.pays(784, 32))"
