@@ -118,8 +118,10 @@ def share(pixels: Tensor) -> float:
 def pays(width: int, batch: int) -> bool:
     """Whether a first layer of `width` units multiplies lit pixels alone.
 
-    Not on other processors than AMD's: for Intel's, MKL has products of all pixels that are faster, and elsewhere nobody has
-    measured. Not with portable numerics: torch compiles these sums for the processor that it finds, and nothing caps that.
+    Only on AMD's processors with AVX-512: on AMD's without it and on Intel's, MKL's products of all pixels are as fast or
+    faster, and elsewhere nobody has measured. Not with portable numerics: torch compiles these sums for the processor that it
+    finds, and nothing caps that.
     """
-    measured = "AuthenticAMD" in processor("vendor_id") and current() == NATIVE
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    measured = wide and "AuthenticAMD" in processor("vendor_id") and current() == NATIVE
     return measured and width >= LEAST_WIDTH and batch >= LEAST_BATCH

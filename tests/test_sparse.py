@@ -34,9 +34,10 @@ def _exact() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _amd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is true of AMD's processors holds on all of them."""
+def _measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is true where lit pixels pay holds on all processors."""
     monkeypatch.setattr(sparse, "processor", lambda line: {"vendor_id": "AuthenticAMD"}[line])
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
 
 
 @pytest.fixture(scope="module")
@@ -218,9 +219,16 @@ def test_only_kernels_that_were_measured_and_can_be_capped_are_left_the_lit_pixe
     assert pays(LEAST_WIDTH, LEAST_BATCH)
     assert not pays(LEAST_WIDTH - 1, LEAST_BATCH)
     assert not pays(LEAST_WIDTH, LEAST_BATCH - 1)
-    monkeypatch.setattr(sparse, "processor", lambda line: "GenuineIntel")
-    assert not pays(784, 32)
-    code = "from harness import sparse; sparse.processor = lambda line: 'AuthenticAMD'; print(sparse.pays(784, 32))"
+    with monkeypatch.context() as patched:
+        patched.setattr(sparse, "processor", lambda line: "GenuineIntel")
+        assert not pays(784, 32)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+        assert not pays(784, 32)
+    code = """if True:
+        from harness import sparse
+        sparse.processor, sparse.torch.backends.cpu.get_cpu_capability = lambda line: "AuthenticAMD", lambda: "AVX512"
+        print(sparse.pays(784, 32))"""
     for caps, found in (({}, "True\n"), (CAPS, "False\n")):
         env = {name: value for name, value in os.environ.items() if name not in CAPS} | caps
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
