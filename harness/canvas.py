@@ -177,6 +177,13 @@ def sheet(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), dpi=150, layout="constrained")
 
 
+def laid_out(figure: Figure) -> None:
+    """Find the layout of a figure once: each drawing would find it again."""
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
+    figure.set_layout_engine("none")
+
+
 def words(metric: str) -> str:
     """A metric as people say it: final/test_loss -> test loss, nats."""
     part, _, what = metric.removeprefix("final/").partition("_")

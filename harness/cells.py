@@ -133,7 +133,6 @@ class Launch:
         tags = {**plan.tags, "edition": self.edition}
         log = RunLog(self.store, self.store.create(self.study.name, plan.cell.name, "harness study", tags))
         self.store.update(log.id, status="SCHEDULED")
-        log.run = self.store.get(log.id)
         return log
 
     def _tidy(self, runs: Sequence[Any]) -> None:
@@ -177,7 +176,7 @@ class Launch:
     def copy(self) -> None:
         """Give each cell that another one trained for the metrics, digests and small files of that run."""
         for name, leader in self.twins.items():
-            log, other = self.runs[name], RunLog.of(self.store, self.runs[leader].id)
+            log, other = (RunLog.of(self.store, self.runs[cell].id) for cell in (name, leader))
             if other.run.info.status != "FINISHED":
                 why = f"{leader}, which trains for it, has not finished"
                 fail(log, RuntimeError(why))

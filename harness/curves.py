@@ -65,10 +65,10 @@ def _many(canvas: Canvas) -> Figure:
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for ax, (title, names) in zip(axes.flat, panels.items(), strict=False):
         if not canvas.hue and names != [canvas.base] and canvas.base in canvas.names:
-            _mean(ax, canvas, canvas.base, f"test/{what}", color="#000000", lw=1, alpha=0.7)
+            _mean(ax, _seeds(canvas, canvas.base, f"test/{what}"), color="#000000", lw=1, alpha=0.7)
         for name in names:
             _line(ax, canvas, name, f"test/{what}", plain=True)
-            _mean(ax, canvas, name, f"train/{what}", color=canvas.styles[name].colour, ls=TRAIN, lw=1)
+            _mean(ax, _seeds(canvas, name, f"train/{what}"), color=canvas.styles[name].colour, ls=TRAIN, lw=1)
         ax.set_title(title, fontsize=8.5)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.grid(alpha=0.3)
@@ -107,11 +107,11 @@ def _line(ax: Axes, canvas: Canvas, name: str, column: str, plain: bool = False)
         ax.plot(seeds.index, seeds.to_numpy(), color=style.colour, lw=0.5, alpha=0.5, zorder=style.order)
     few = len(seeds) <= 25
     look = {"ls": TEST, "lw": 1.4} if plain else {"ls": style.line, "marker": style.marker if few else "", "ms": 3.5, "lw": 1.4}
-    _mean(ax, canvas, name, column, color=style.colour, zorder=style.order + 1, **look)
+    _mean(ax, seeds, color=style.colour, zorder=style.order + 1, **look)
 
 
-def _mean(ax: Axes, canvas: Canvas, name: str, column: str, **look: Any) -> None:
-    mean = _seeds(canvas, name, column).mean(axis=1)
+def _mean(ax: Axes, seeds: pd.DataFrame, **look: Any) -> None:
+    mean = seeds.mean(axis=1)
     ax.plot(mean.index, mean, **look)
 
 

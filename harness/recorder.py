@@ -76,10 +76,9 @@ class Recorder:
         self.log.text("config.json", config.json_text())
         self._record()
         self.log.params(self.plan.cell.config.text())
-        counts = sample_counts(config, data)
-        for context, part in (("training", "train"), ("validation", "val"), ("testing", "test")):
-            if counts[part]:
-                self.log.dataset(data.name, context, data.digest, counts[part], data.files)
+        counts, contexts = sample_counts(config, data), {"train": "training", "val": "validation", "test": "testing"}
+        used = {context: counts[part] for part, context in contexts.items() if counts[part]}
+        self.log.datasets(data.name, used, data.digest, data.files)
         # with these, the run is one that can be resumed
         self.log.tags(
             {"attempt": self.log.attempt, **self.plan.tags, **({"mlflow.source.git.commit": commit} if commit else {})}

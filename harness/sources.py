@@ -43,7 +43,7 @@ class Module:
 def code_digest(config: RunConfig) -> str:
     """SHA-256 of all that can move the numbers of a run with this config: definitions, used rows, versions, numerics."""
     lines = [f"{name} {digest}\n" for name, digest in definitions(config).items()]
-    lines += [f"{package} {metadata.version(package)}\n" for package in PACKAGES]
+    lines += [f"{package} {version}\n" for package, version in _versions().items()]
     lines += ["numerics portable\n"] if numerics.current() == "portable" else []
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -51,6 +51,11 @@ def code_digest(config: RunConfig) -> str:
 def definitions(config: RunConfig) -> Mapping[str, str]:
     """`training.train` -> SHA-256 of its source, for every definition that a run with this config uses."""
     return _definitions(_levels(config))
+
+
+@cache
+def _versions() -> Mapping[str, str]:
+    return {package: metadata.version(package) for package in PACKAGES}  # 5 ms each
 
 
 def _levels(config: RunConfig) -> frozenset[tuple[str, str]]:

@@ -162,12 +162,17 @@ class RunLog:
         """Log all metrics of one epoch."""
         self.metrics(record.metrics(), record.epoch)
 
-    def dataset(self, name: str, context: str, digest: str, samples: int, files: Mapping[str, str]) -> None:
-        """Log a dataset as an input, with our SHA-256 (MLflow keeps 36 characters of a digest, its source the rest)."""
+    def datasets(self, name: str, samples: Mapping[str, int], digest: str, files: Mapping[str, str]) -> None:
+        """Log what is used of a dataset in each context, so many samples, as inputs.
+
+        They carry our SHA-256 (MLflow keeps 36 characters of a digest, its source the rest).
+        """
         source = json.dumps({"sha256": digest, "files": dict(files)})
-        profile = json.dumps({"samples": samples, "sha256": digest})
-        entity = Dataset(f"{name}-{context}", digest[:36], "harness", source, profile=profile)
-        inputs = [DatasetInput(entity, [InputTag("mlflow.data.context", context)])]
+        inputs = []
+        for context, count in samples.items():
+            profile = json.dumps({"samples": count, "sha256": digest})
+            entity = Dataset(f"{name}-{context}", digest[:36], "harness", source, profile=profile)
+            inputs.append(DatasetInput(entity, [InputTag("mlflow.data.context", context)]))
         for left in (2, 1, 0):
             try:
                 self.delivery.insist(partial(self.store.client.log_inputs, self.id, datasets=inputs))

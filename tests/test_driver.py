@@ -775,7 +775,7 @@ def test_workers_that_log_the_same_new_dataset_at_once_all_do(client: MlflowClie
     def log(mine: RunLog) -> None:
         for k in range(12):
             together.wait(60)
-            mine.dataset(f"d{k}", "training", "0" * 64, 1, {})
+            mine.datasets(f"d{k}", {"training": 1}, "0" * 64, {})
 
     with ThreadPoolExecutor(len(logs)) as pool:
         list(pool.map(log, logs))
