@@ -22,6 +22,7 @@ from harness.components.norms import NORMS
 from harness.components.optimizers import OPTIMIZERS
 from harness.config import RunConfig
 from harness.data import Data, load
+from harness.sparse import pays
 from harness.study import Study
 
 REGULARIZATION = ("none", "dropout", "batchnorm", "dropout_batchnorm")
@@ -72,7 +73,8 @@ def contenders(config: RunConfig, data: Data, say: Callable[[str], None]) -> Ite
     yield Contender(LIMIT, limit(config, data))
     yield Contender("limit, adam: products alone", limit(config, data, "products"))
     yield Contender("limit, adam: update alone", limit(config, data, "update"))
-    yield Contender("limit, adam, all pixels: products + update", limit(config, data, dense=True))
+    if pays(config.hidden_dim, config.batch_size):  # else the limit above is of all pixels
+        yield Contender("limit, adam, all pixels: products + update", limit(config, data, dense=True))
     for count in (1, 3, 5, 6, 12):
         yield ours("adam", config, count, notebook=NOTEBOOK, least=LIMIT)
     for optimizer in sorted(set(OPTIMIZERS) - {"adam"}):
@@ -102,7 +104,8 @@ def machine() -> dict[str, str]:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
     versions = {name: metadata.version(name) for name in ("torch", "mlflow", "distributed", "numpy")}
-    return {"cpu": f"{len(os.sched_getaffinity(0))} cores of {cpu}", **versions, "date": date.today().isoformat()}
+    kind = f"{cpu} ({torch.backends.cpu.get_cpu_capability()})"
+    return {"cpu": f"{len(os.sched_getaffinity(0))} cores of {kind}", **versions, "date": date.today().isoformat()}
 
 
 def table(found: Mapping[str, Any], field: Sequence[Contender], times: Mapping[str, Times]) -> Iterator[str]:
