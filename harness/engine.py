@@ -33,12 +33,10 @@ from harness.worker import Tell, Work, work
 ANSWER = 10  # seconds within which a scheduler, and one of its workers, must have answered
 PARTING = 0.2  # seconds that a worker has for its last words
 SILENCE = 30  # seconds without a sign of life after which a worker of this machine, stopped say, is killed and replaced
-QUIET = {  # what Dask looks at many times a second, in the driver and in each worker: 4% of a study's time
+QUIET = {  # what Dask looks at many times a second, in the driver and in each worker: 3% of a study's time
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1 s",
     "distributed.admin.system-monitor.interval": "10 s",
-    "distributed.scheduler.work-stealing": False,  # each worker has its one stack
-    "distributed.scheduler.active-memory-manager.start": False,  # nothing lies in a worker's memory
 }
 Came = Mapping[str, RunResult | str]  # run id -> result, or why it failed
 
