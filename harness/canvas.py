@@ -177,7 +177,7 @@ def sheet(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), dpi=150, layout="constrained")
 
 
-def laid_out(figure: Figure) -> None:
+def lay_out(figure: Figure) -> None:
     """Find the layout of a figure once: each drawing would find it again."""
     if (engine := figure.get_layout_engine()) is not None:
         engine.execute(figure)

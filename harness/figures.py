@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 
 from harness.analysis import Analysis
-from harness.canvas import Canvas, Drawing, laid_out
+from harness.canvas import Canvas, Drawing, lay_out
 from harness.curves import curves
 from harness.distributions import distributions
 from harness.forest import verdicts
@@ -38,7 +38,7 @@ def drawings(analysis: Analysis, seen: Mapping[str, Histograms], lost: Callable[
         for name, draw in draws.items():
             try:
                 if (drawing := draw(canvas)) is not None:
-                    laid_out(drawing.figure)
+                    lay_out(drawing.figure)
                     found.append(drawing)
             except Exception as error:
                 lost(name, error)

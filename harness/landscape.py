@@ -21,7 +21,7 @@ from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvalu
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna.visualization import matplotlib as optunas
 
-from harness.canvas import COLOURS, LINES, MARKERS, UNITS, WIDTH, Drawing, laid_out
+from harness.canvas import COLOURS, LINES, MARKERS, UNITS, WIDTH, Drawing, lay_out
 from harness.figures import FONT
 from harness.frames import each
 from harness.ranges import WHOLE, Levels, Range
@@ -66,7 +66,7 @@ def drawings(trials: Trials) -> tuple[list[Drawing], dict[str, list[Drawing]], l
     def drawn(what: str, draw: Callable[[], Drawing]) -> list[Drawing]:
         try:
             drawing = draw()
-            laid_out(drawing.figure)
+            lay_out(drawing.figure)
             return [drawing]
         except TooFew as why:
             left.append(f"{what} left out: {why}")

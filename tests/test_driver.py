@@ -775,9 +775,9 @@ def test_workers_that_log_the_same_new_dataset_at_once_all_do(client: MlflowClie
     def log(mine: RunLog) -> None:
         for k in range(12):
             together.wait(60)
-            mine.datasets(f"d{k}", {"training": 1}, "0" * 64, {})
+            mine.datasets(f"d{k}", dict.fromkeys(("training", "validation", "testing"), 1), "0" * 64, {})
 
     with ThreadPoolExecutor(len(logs)) as pool:
         list(pool.map(log, logs))
     for mine in logs:
-        assert len(client.get_run(mine.id).inputs.dataset_inputs) == 12
+        assert len(client.get_run(mine.id).inputs.dataset_inputs) == 36
