@@ -80,10 +80,18 @@ def _definitions(levels: frozenset[tuple[str, str]]) -> Mapping[str, str]:
         if place[1] not in module.defined:  # at most handed on from where it is
             todo += [module.imported[place[1]]] if place[1] in module.imported else []
             continue
-        nodes = [*_used(place, module.defined[place[1]], levels), *module.rest]
-        found[place] = "\n".join(ast.unparse(node) for node in nodes)
-        todo += [there for node in nodes for there in _names(node, place[0], module)]
-    return {f"{module}.{name}": hashlib.sha256(text.encode()).hexdigest() for (module, name), text in sorted(found.items())}
+        found[place], named = _read(place, levels if place in TABLES else frozenset())
+        todo += named
+    return {f"{module}.{name}": digest for (module, name), digest in sorted(found.items())}
+
+
+@cache  # most definitions are in use whatever the levels are
+def _read(place: Place, levels: frozenset[tuple[str, str]]) -> tuple[str, Sequence[Place]]:
+    """SHA-256 of a definition's source with all that its module does when it is imported, and the definitions they name."""
+    module = _module(place[0])
+    nodes = [*_used(place, module.defined[place[1]], levels), *module.rest]
+    text = "\n".join(ast.unparse(node) for node in nodes)
+    return hashlib.sha256(text.encode()).hexdigest(), [there for node in nodes for there in _names(node, place[0], module)]
 
 
 def _used(place: Place, node: ast.stmt, levels: frozenset[tuple[str, str]]) -> list[ast.AST]:
