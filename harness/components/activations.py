@@ -1,7 +1,8 @@
 """Activations: a row is a name, torch's module and its paper, and for speed the kernels that write into a buffer.
 
 `value(z, out)` writes f(z); `gradient(dh, z, h, out)` writes dh f'(z), given h = f(z). A row without them computes f by its
-module and the gradient by autograd of that one function, which is slower and as right.
+module and the gradient by autograd of that one function, which is slower and as right. `bind(z, out)`, in place of `value`,
+returns the call that writes f(z): for kernels that must first see the buffers in another way.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.components.layers import Shapes, Site
+from harness.components.layers import Call, Shapes, Site
 
 aten = torch.ops.aten
 
@@ -26,6 +28,7 @@ class Activation:
     module: Callable[[], nn.Module]
     value: Callable[[Tensor, Tensor], Tensor] | None = None
     gradient: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+    bind: Callable[[Tensor, Tensor], Call] | None = None
 
     def parameters(self, features: int) -> Shapes:
         return {}
@@ -37,12 +40,14 @@ class Activation:
         return {"h": (batch, features), "dz": (batch, features)}
 
     def forward(self, at: Site, z: Tensor, training: bool) -> Tensor:
-        at.z = z
-        if self.value is not None:
-            return self.value(z, at.h)
-        for lane_z, lane_h in zip(z, at.h, strict=True):  # one lane at a time: the calls a lane would make alone
-            lane_h.copy_(self.module()(lane_z))
+        if at.z is not z:
+            at.z, at.call = z, self.bind(z, at.h) if self.bind else partial(self.value or self._by_module, z, at.h)
+        at.call()
         return at.h
+
+    def _by_module(self, z: Tensor, out: Tensor) -> None:
+        for lane_z, lane_out in zip(z, out, strict=True):  # one lane at a time: the calls a lane would make alone
+            lane_out.copy_(self.module()(lane_z))
 
     def backward(self, at: Site, dh: Tensor) -> Tensor:
         """dz = dh f'(z) of the last forward."""
@@ -75,20 +80,19 @@ def _gelu_gradient(dh: Tensor, z: Tensor, h: Tensor, out: Tensor) -> Tensor:
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805  # the paper's eq. 14
 
 
-def _tanh(z: Tensor, out: Tensor) -> Tensor:
+def _tanh(z: Tensor, out: Tensor) -> Call:
     """tanh(z), on the CPU by NumPy: off by at most 1.8 ulp where torch is by 1.0, in a sixth of its time (AVX-512)."""
     if z.device.type != "cpu":
-        return torch.tanh(z, out=out)
-    np.tanh(z.numpy(), out=out.numpy())
-    return out
+        return partial(torch.tanh, z, out=out)
+    return partial(np.tanh, z.numpy(), out=out.numpy())
 
 
 ACTIVATIONS: Mapping[str, Activation] = {
     # LeCun et al. 1998, Efficient BackProp, section 4.4
     "tanh": Activation(
         nn.Tanh,
-        lambda z, out: _tanh(z, out),
-        lambda dh, z, h, out: aten.tanh_backward.grad_input(dh, h, grad_input=out),
+        gradient=lambda dh, z, h, out: aten.tanh_backward.grad_input(dh, h, grad_input=out),
+        bind=_tanh,
     ),
     # Nair & Hinton 2010, ICML
     "relu": Activation(

@@ -28,6 +28,7 @@ class Site(SimpleNamespace):
 
     x: Any = None  # what flowed in last, a tensor
     dy: Any = None  # and back
+    z: Any = None  # what flowed into an activation last
 
     def vectors(self, *names: str) -> list[list[Tensor]]:
         """Of each lane the named tensors, (lanes, 1, features), as vectors (features,): for kernels that know no lanes."""
