@@ -65,6 +65,7 @@ class Stack:
     held_out: list[Index]  # and those it does not
     epoch: int = 0
     start: dict[int, Mapping[str, float]] = field(default_factory=dict)  # of each lane: its curves at epoch 0
+    probed: dict[int, Tensor] = field(default_factory=dict)  # of each lane: rows of its probe batch
     diverged: set[int] = field(default_factory=set)
     lanes: list[Network] = field(default_factory=list)  # each lane as a network of its own
 
@@ -131,8 +132,10 @@ class Stack:
 
     def probe(self, lane: int) -> tuple[Tensor, Tensor]:
         """A lane's fixed probe batch out of what it learns from: inputs (1, n, features), labels (1, n)."""
-        rows = stream(self.configs[lane].seed, "probe").permutation(self.train[lane])[: health.PROBE_SAMPLES]
-        some = self.data.train[torch.from_numpy(rows).to(self.configs[0].device)]
+        if lane not in self.probed:
+            rows = stream(self.configs[lane].seed, "probe").permutation(self.train[lane])[: health.PROBE_SAMPLES]
+            self.probed[lane] = torch.from_numpy(rows).to(self.configs[0].device)
+        some = self.data.train[self.probed[lane]]
         return some.images[None], some.labels[None]
 
     def moments(self, lane: int) -> dict[str, State]:
