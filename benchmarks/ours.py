@@ -6,16 +6,19 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.contest import Epoch
 from harness.architecture import architecture
-from harness.components.layers import Linear, log_softmax, logit_gradient, product
+from harness.components.layers import Call, Linear, log_softmax, logit_gradient, product
 from harness.components.norms import BatchNorm, BatchNormScratch, LayerNorm, LayerNormScratch, RMSNorm
 from harness.components.optimizers import OPTIMIZERS, Rows
 from harness.config import RunConfig
 from harness.data import Data
+from harness.network import Network
 from harness.training import Stack, exact_arithmetic, train
 
 aten = torch.ops.aten
@@ -132,7 +135,7 @@ def step(config: RunConfig, data: Data, count: int) -> Mapping[str, float]:
             times.clear()
             stack.epoch += 1
             stack.reseed_dropout()
-            last, taken = clock(), 0
+            last, taken, inputs = clock(), 0, None
 
             def lap(part: str) -> None:
                 nonlocal last
@@ -141,16 +144,20 @@ def step(config: RunConfig, data: Data, count: int) -> Mapping[str, float]:
 
             for batch in (batches := stack.batches()):
                 lap("gather the images")
-                x, sites = batch.inputs, stack.network.sites(batch.inputs.shape[1])
-                for number, (layer, at) in enumerate(sites):
-                    x = layer.forward(at, x, True)
-                    lap(f"{number} {type(layer).__name__}, forward")
-                log_softmax(x, out=batch.log_p)
-                dy = logit_gradient(batch.d_log_p, batch.log_p, batch.dlogits)
+                if batch.inputs is not inputs:
+                    inputs = batch.inputs
+                    logits, forward, backward = _bound(stack.network, inputs, batch.dlogits)
+                for part, calls in forward:
+                    for call in calls:
+                        call()
+                    lap(part)
+                log_softmax(logits, out=batch.log_p)
+                logit_gradient(batch.d_log_p, batch.log_p, batch.dlogits)
                 lap("loss and its gradient")
-                for number, (layer, at) in reversed(list(enumerate(sites))):
-                    dy = layer.backward(at, dy)
-                    lap(f"{number} {type(layer).__name__}, gradient")
+                for part, calls in backward:
+                    for call in calls:
+                        call()
+                    lap(part)
                 stack.steps.add_(stack.one)
                 for rows in stack.rows:
                     optimizer.step(rows)
@@ -160,3 +167,18 @@ def step(config: RunConfig, data: Data, count: int) -> Mapping[str, float]:
                 batches.curves(lane)
             lap("loss and accuracy, summed up")
     return {part: seconds / taken / count * 1e6 for part, seconds in times.items()}
+
+
+Part = tuple[str, list[Call]]
+
+
+def _bound(network: Network, x: Any, dlogits: Tensor) -> tuple[Tensor, list[Part], list[Part]]:
+    """The logits, and the calls of each layer, forward and back."""
+    sites, forward, backward = list(enumerate(network.sites(x.shape[1]))), list[Part](), list[Part]()
+    for number, (layer, at) in sites:
+        x, calls = layer.forward(at, x, True)
+        forward.append((f"{number} {type(layer).__name__}, forward", calls))
+    for number, (layer, at) in reversed(sites):
+        dlogits, calls = layer.backward(at, dlogits)
+        backward.append((f"{number} {type(layer).__name__}, gradient", calls))
+    return x, forward, backward

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from harness.architecture import Architecture, State
-from harness.components.layers import Site
+from harness.components.layers import Bound, Call, Site
 
 # Vector kernels treat the last elements of a buffer apart and may round them differently. With every lane a multiple of
 # 32 floats (two vectors of the widest unit, AVX-512), each lane has its tail, or none, where it has it alone.
@@ -75,6 +76,18 @@ def _matrix(flat: Tensor, rows: int, columns: int) -> Tensor:
     return flat.unflatten(1, (columns, rows)).mT if rows > 1 and columns < NARROW else flat.unflatten(1, (rows, columns))
 
 
+def _walk(layers: Iterable[Callable[[Any], Bound]], x: Any) -> Bound:
+    """Layers bound to one another, the first to x: the last one's output, and the calls of all."""
+    calls = list[Call]()
+    for bind in layers:
+        x, some = bind(x)
+        calls += some
+    return Bound(x, calls)
+
+
+UNBOUND = Bound(torch.empty(0), [])
+
+
 @dataclass
 class Network:
     """K lanes of one architecture: their weights, gradients and buffers, and the sites where layers work on them."""
@@ -85,7 +98,8 @@ class Network:
     buffers: Tensor  # (lanes, buffers)
     rngs: dict[str, list[Generator]] = field(default_factory=dict)  # layer -> the stream of each lane, for dropout
     _sites: dict[int, list[tuple[Any, Site]]] = field(default_factory=dict, repr=False)
-    _walked: list[tuple[Any, Site]] = field(default_factory=list, repr=False)  # by the last forward
+    _forward: tuple[Any, bool, Bound] = field(default=(None, False, UNBOUND), repr=False)  # inputs, training, bound to them
+    _backward: tuple[Any, Bound] = field(default=(None, UNBOUND), repr=False)  # dlogits, bound to them and to `_forward`
 
     @classmethod
     def zeros(cls, arch: Architecture, lanes: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Network:
@@ -129,16 +143,31 @@ class Network:
         self.rngs.setdefault(name, [])[:] = rngs
 
     def forward(self, x: Any, training: bool) -> Tensor:
-        """Logits (lanes, classes, batch) of inputs (lanes, batch, features), which may be Sparse where a Linear is first."""
-        self._walked = self.sites(x.shape[1])
-        for layer, at in self._walked:
-            x = layer.forward(at, x, training)
-        return x
+        """Logits (lanes, classes, batch) of inputs (lanes, batch, features), which may be Sparse where a Linear is first.
 
-    def backward(self, dlogits: Tensor) -> None:
-        """Write the gradients of all parameters, given the loss's with respect to the last forward's logits."""
-        for layer, at in reversed(self._walked):
-            dlogits = layer.backward(at, dlogits)
+        Layers are bound to `x` when it is not the tensor of the last call: a buffer that is filled again costs least.
+        """
+        inputs, trained, bound = self._forward
+        if inputs is not x or trained is not training:
+            bound = _walk([partial(layer.forward, at, training=training) for layer, at in self.sites(x.shape[1])], x)
+            self._forward, self._backward = (x, training, bound), (None, UNBOUND)
+        for call in bound.calls:
+            call()
+        return bound.out
+
+    def backward(self, dlogits: Tensor) -> Tensor:
+        """Write the gradients of all parameters, given the loss's with respect to the last forward's logits.
+
+        Returns that with respect to its inputs, where the first layer has one.
+        """
+        given, bound = self._backward
+        if given is not dlogits:
+            sites = self.sites(self._forward[0].shape[1])
+            bound = _walk([partial(layer.backward, at) for layer, at in reversed(sites)], dlogits)
+            self._backward = dlogits, bound
+        for call in bound.calls:
+            call()
+        return bound.out
 
     def load(self, k: int, state: Mapping[str, Tensor]) -> None:
         """Set the weights and buffers of lane k."""

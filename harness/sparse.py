@@ -39,17 +39,32 @@ class Rows(NamedTuple):
         return embedding_bag(self.columns, dense, self.starts, mode="sum", per_sample_weights=self.values)
 
 
-class Sparse(NamedTuple):
-    """A sparse matrix for each lane, (lanes, n, m): its rows and, where they are asked for, those of its transpose."""
+@dataclass(frozen=True, eq=False)
+class Sparse:
+    """A sparse matrix for each lane, (lanes, n, m): a place, as a tensor is, that one matrix after another may fill."""
 
     shape: tuple[int, int, int]
-    rows: list[Rows]
-    transposed: list[Rows]
+    ways: list[list[Rows]]  # the lanes' rows and, where they are asked for, those of the transposes
+    turned: bool = False
+
+    @classmethod
+    def empty(cls, lanes: int, n: int, m: int) -> Sparse:
+        return cls((lanes, n, m), [[], []])
+
+    def fill(self, rows: list[Rows], transposed: list[Rows]) -> Sparse:
+        """Of each lane, other matrices."""
+        self.ways[:] = rows, transposed
+        return self
 
     @property
     def mT(self) -> Sparse:
+        """The transposes, of whatever this is filled with."""
         lanes, n, m = self.shape
-        return Sparse((lanes, m, n), self.transposed, self.rows)
+        return Sparse((lanes, m, n), self.ways, not self.turned)
+
+    @property
+    def rows(self) -> list[Rows]:
+        return self.ways[self.turned]
 
     def times(self, dense: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
         """Write the product of each lane (+ bias) to `out`: with (lanes, m, p) to (lanes, n, p)."""
@@ -79,10 +94,10 @@ class LitPixels:
     def inputs(self, rows: slice | Tensor, scale: Write) -> Sparse:
         """Some samples, for one lane to be evaluated on."""
         some = self.matrix[rows if isinstance(rows, slice) else rows.numpy()]
-        return Sparse((1, *some.shape), _groups(some.indices, _scaled(some, scale), some.indptr, [some.nnz]), [])
+        return Sparse.empty(1, *some.shape).fill(_groups(some.indices, _scaled(some, scale), some.indptr, [some.nnz]), [])
 
-    def steps(self, rows: Tensor, scale: Write) -> Iterator[Sparse]:
-        """What all lanes learn from at each step: samples `rows` (steps, lanes, batch)."""
+    def steps(self, rows: Tensor, scale: Write, inputs: Sparse) -> Iterator[Sparse]:
+        """`inputs`, filled with what all lanes learn from at each step: samples `rows` (steps, lanes, batch)."""
         count, lanes, batch = rows.shape
         features, groups = self.matrix.shape[1], count * lanes
         some = self.matrix[rows.flatten().numpy()]
@@ -96,7 +111,7 @@ class LitPixels:
             _groups(turned.indices - group * batch, turned.data, turned.indptr, sizes),
         )
         for step in range(0, groups, lanes):
-            yield Sparse((lanes, batch, features), *(way[step : step + lanes] for way in ways))
+            yield inputs.fill(*(way[step : step + lanes] for way in ways))
 
 
 def _scaled(some: csr_array, scale: Write) -> NDArray[np.float32]:

@@ -230,6 +230,36 @@ def test_logits_and_all_gradients_are_those_of_autograd(config: RunConfig, train
 
 
 @pytest.mark.parametrize("config", SPECS, ids=lambda config: config.condition)
+def test_calls_follow_their_buffers_and_whatever_was_asked_of_the_network_before(config: RunConfig) -> None:
+    arch = architecture(config.replace(dropout=0.0) if config.dropout else config)
+    rng = torch.Generator().manual_seed(2)
+    buffers = [torch.empty(1, n, arch.input_size) for n in (6, 6, 4)]
+    gradients = [torch.empty(1, arch.num_classes, n) for n in (6, 6, 4)]
+    asked = [(0, 0, True), (0, 0, True), (0, 1, True), (1, 0, True), (1, 0, False), (1, 0, True), (2, 2, False), (0, 0, True)]
+
+    def fresh(like: Network | None = None) -> Network:
+        network = Network.zeros(arch, 1)
+        network.load(0, like.state(0) if like else {name: value.float() for name, value in drawn(arch).items()})
+        for placed in arch.layers:
+            if placed.name.startswith("dropout"):
+                network.rngs[placed.name] = [stream(0, "dropout", 1, 0)]
+        return network
+
+    with exact_arithmetic():
+        network = fresh()
+        for place, back, training in asked:
+            alone, x, dlogits = fresh(network), buffers[place], gradients[back]
+            for buffer in (x, dlogits):
+                buffer.copy_(torch.randn(buffer.shape, generator=rng))
+            assert torch.equal(network.forward(x, training), alone.forward(x.clone(), training))
+            network.backward(dlogits)
+            alone.backward(dlogits.clone())
+            assert torch.equal(network.gradients, alone.gradients)
+            assert torch.equal(network.buffers, alone.buffers)
+            network.weights.add_(network.gradients, alpha=-0.1)
+
+
+@pytest.mark.parametrize("config", SPECS, ids=lambda config: config.condition)
 def test_state_goes_into_lanes_and_out_of_them_unchanged(config: RunConfig) -> None:
     arch = architecture(config)
     states = [{name: value.float() for name, value in drawn(arch, seed).items()} for seed in range(3)]

@@ -73,7 +73,7 @@ def test_activation_and_its_slope_are_those_of_its_torch_module(name: str, dtype
     dh = draw(*z.shape, seed=1, dtype=dtype)
     ((layer, at),) = network.sites(4)
     torch.testing.assert_close(layer.derivative(at)[0], slope, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(layer.backward(at, dh[None])[0], dh * slope, rtol=tolerance, atol=tolerance * 4)
+    torch.testing.assert_close(network.backward(dh[None])[0], dh * slope, rtol=tolerance, atol=tolerance * 4)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -105,7 +105,7 @@ def test_activation_row_without_formulas_gives_the_same_through_autograd(module:
     torch.testing.assert_close(network.forward(z, training=True), value)
     ((layer, at),) = network.sites(4)
     torch.testing.assert_close(layer.derivative(at), slope)
-    torch.testing.assert_close(layer.backward(at, dh), dh * slope)
+    torch.testing.assert_close(network.backward(dh), dh * slope)
 
 
 @pytest.mark.parametrize("lanes", [2, 3, 5])
@@ -119,13 +119,13 @@ def test_activation_of_a_lane_has_the_bits_that_it_has_alone(name: str, lanes: i
         h = stack.forward(z, training=True)
         ((layer, at),) = stack.sites(batch)
         slope = layer.derivative(at).clone()
-        dz = layer.backward(at, dh)
+        dz = stack.backward(dh)
         for k in range(lanes):
             alone = single(row, features, 1, torch.float32)
             assert torch.equal(alone.forward(lanes_of(z[k : k + 1]), training=True)[0], h[k])
             ((_, site),) = alone.sites(batch)
             assert torch.equal(layer.derivative(site)[0], slope[k])
-            assert torch.equal(layer.backward(site, lanes_of(dh[k : k + 1]))[0], dz[k])
+            assert torch.equal(alone.backward(lanes_of(dh[k : k + 1]))[0], dz[k])
 
 
 # --- norms ---------------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def check_against_autograd(network: Network, module: nn.Module, x: Tensor, train
         dx, *parameters = torch.autograd.grad(y, [leaf, *module.parameters()], dy)
     torch.testing.assert_close(network.forward(x[None], training)[0], y.detach(), rtol=1e-10, atol=1e-10)
     ((layer, at),) = network.sites(len(x))
-    torch.testing.assert_close(layer.backward(at, dy[None])[0], dx, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(network.backward(dy[None])[0], dx, rtol=1e-8, atol=1e-9)
     for (key, _), gradient in zip(module.named_parameters(), parameters, strict=True):
         torch.testing.assert_close(getattr(at, f"d_{key}")[0, 0], gradient, rtol=1e-8, atol=1e-9)
     for key in layer.buffers(x.shape[1]):
@@ -265,8 +265,7 @@ def test_scratch_norm_is_the_library_one_to_rounding(name: str) -> None:
         for training in (True, False):
             outputs = [network.forward(x, training).clone() for network in (scratch, library)]
             torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
-            sites = [network.sites(37)[0] for network in (scratch, library)]
-            torch.testing.assert_close(*(layer.backward(at, dy) for layer, at in sites), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(*(network.backward(dy) for network in (scratch, library)), rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(scratch.gradients, library.gradients, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(scratch.buffers, library.buffers, rtol=1e-5, atol=1e-5)
 
@@ -280,13 +279,12 @@ def test_norm_of_a_lane_has_the_bits_that_it_has_alone(name: str, lanes: int) ->
         states = [stack.state(k) for k in range(lanes)]
         for training in (True, False):
             y = stack.forward(x, training)
-            dx = stack.sites(batch)[0][0].backward(stack.sites(batch)[0][1], dy)
+            dx = stack.backward(dy)
             for k in range(lanes):
                 alone = single(NORMS[name], features, 1, torch.float32)
                 alone.load(0, states[k])
                 assert torch.equal(alone.forward(lanes_of(x[k : k + 1]), training)[0], y[k])
-                layer, at = alone.sites(batch)[0]
-                assert torch.equal(layer.backward(at, lanes_of(dy[k : k + 1]))[0], dx[k])
+                assert torch.equal(alone.backward(lanes_of(dy[k : k + 1]))[0], dx[k])
                 assert torch.equal(alone.gradients[0], stack.gradients[k])
                 assert torch.equal(alone.buffers[0], stack.buffers[k])
             states = [stack.state(k) for k in range(lanes)]
@@ -506,9 +504,8 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean(rate: float) -> None:
 
 def test_dropout_gradient_passes_where_the_value_passed() -> None:
     network, y = dropped(0.3)
-    ((layer, at),) = network.sites(400)
     dy = draw(1, 400, 500, dtype=torch.float32)
-    torch.testing.assert_close(layer.backward(at, dy), dy * y)
+    torch.testing.assert_close(network.backward(dy), dy * y)
 
 
 def test_dropout_is_the_identity_in_eval_mode_and_draws_nothing() -> None:
@@ -516,8 +513,7 @@ def test_dropout_is_the_identity_in_eval_mode_and_draws_nothing() -> None:
     before = network.rngs["it"][0].bit_generator.state
     x, dy = draw(1, 400, 500, dtype=torch.float32), draw(1, 400, 500, seed=1, dtype=torch.float32)
     assert torch.equal(network.forward(x, training=False), x)
-    ((layer, at),) = network.sites(400)
-    assert torch.equal(layer.backward(at, dy), dy)
+    assert torch.equal(network.backward(dy), dy)
     assert network.rngs["it"][0].bit_generator.state == before
 
 
@@ -547,8 +543,8 @@ def test_linear_and_its_gradient_are_torchs(first: bool) -> None:
         y = module(leaf)
         dx, dw, db = torch.autograd.grad(y, [leaf, module.weight, module.bias], dy)
     torch.testing.assert_close(network.forward(x[None], training=True)[0], y.detach())
-    ((layer, at),) = network.sites(9)
-    found = layer.backward(at, dy[None])
+    ((_, at),) = network.sites(9)
+    found = network.backward(dy[None])
     assert first or torch.allclose(found[0], dx, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(at.d_weight[0].T, dw)
     torch.testing.assert_close(at.d_bias[0, 0], db)

@@ -292,6 +292,7 @@ KEPT = {
         "held_out": "of the config",
         "epoch": "epoch",
         "start": "start curves",
+        "probed": "of the config",
         "diverged": "that it diverged",
         "lanes": "views of network",
     },
@@ -302,7 +303,8 @@ KEPT = {
         "buffers": "running mean",
         "rngs": "position of the dropout stream",
         "_sites": "scratch",
-        "_walked": "scratch",
+        "_forward": "scratch",
+        "_backward": "scratch",
     },
     Recorder: {
         "log": "the store's",

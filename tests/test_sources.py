@@ -194,7 +194,7 @@ MOVING: dict[str, tuple[str, str, str, set[str]]] = {
     "the function of an activation": ("components/activations.py", "mul_(0.5).mul_(z)", "mul_(z)", {"gelu", "list"}),
     "an activation of a list": ("components/activations.py", "nn.Sigmoid,", "nn.Hardsigmoid,", {"list"}),
     "a row of a norm": ("components/norms.py", '"layernorm": LayerNorm(),', '"layernorm": LayerNorm(1e-6),', {"gelu"}),
-    "the class of a norm": ("components/norms.py", "native_batch_norm.out(", "batch_norm.out(", {"other", "list"}),
+    "the class of a norm": ("components/norms.py", "native_batch_norm.out, ", "batch_norm.out, ", {"other", "list"}),
     "the parent of a norm": ("components/norms.py", "torch.mean(x, 2,", "torch.mean(x, -1,", {"gelu"}),
     "the parent of another": ("components/norms.py", "momentum: float = 0.1", "momentum: float = 0.2", {"other", "list"}),
     "a row of an optimizer": ("components/optimizers.py", '"adam": Adam(),', '"adam": Adam(eps=1e-7),', {"other"}),

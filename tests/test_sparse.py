@@ -84,12 +84,14 @@ def test_products_are_those_of_all_pixels(
         torch.from_numpy(rng.standard_normal((lanes, n, width), dtype=np.float32)) for n in (features, 1, batch)
     )
     wanted = pixels[rows].float() / 255
-    came = list(LitPixels.of(pixels).steps(rows, unit))
-    assert len(came) == steps
-    for inputs, x in zip(came, wanted, strict=True):
+    place = Sparse.empty(lanes, batch, features)
+    turned = place.mT
+    for inputs, x in zip(LitPixels.of(pixels).steps(rows, unit, place), wanted, strict=True):
+        assert inputs is place
         assert inputs.shape == x.shape
         assert torch.equal(inputs.to_dense(), x)
-        assert torch.equal(inputs.mT.to_dense(), x.mT)
+        assert torch.equal(turned.to_dense(), x.mT)
+        assert torch.equal(turned.mT.to_dense(), x)
         y, d_weight = torch.full_like(dy, torch.nan), torch.full_like(weight, torch.nan)
         inputs.times(weight, y, bias)
         inputs.mT.times(dy, d_weight)
@@ -121,9 +123,14 @@ def test_product_of_a_lane_has_the_same_bits_beside_any_others() -> None:
         inputs.mT.times(dy[lanes], d_weight)
         return [y, d_weight]
 
-    together = [products(inputs, slice(0, 5)) for inputs in lit.steps(rows, unit)]
+    def steps(lanes: slice) -> list[list[Tensor]]:
+        some = rows[:, lanes]
+        place = Sparse.empty(some.shape[1], 32, 784)
+        return [products(inputs, lanes) for inputs in lit.steps(some, unit, place)]
+
+    together = steps(slice(0, 5))
     for lane in range(5):
-        alone = [products(inputs, slice(lane, lane + 1)) for inputs in lit.steps(rows[:, lane : lane + 1], unit)]
+        alone = steps(slice(lane, lane + 1))
         for some, own in zip(together, alone, strict=True):
             assert all(torch.equal(a[lane], b[0]) for a, b in zip(some, own, strict=True))
 
@@ -174,7 +181,7 @@ def test_pixels_made_ready_at_once_are_bounded_in_samples_not_in_minibatches(
     digits: Data, lanes: int, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps, seen = LitPixels.steps, list[int]()
-    monkeypatch.setattr(LitPixels, "steps", lambda lit, rows, scale: seen.append(rows.numel()) or steps(lit, rows, scale))
+    monkeypatch.setattr(LitPixels, "steps", lambda lit, rows, *rest: seen.append(rows.numel()) or steps(lit, rows, *rest))
     stack = stack_of(digits, *(a_config(seed=seed, batch_size=batch, max_batches=0) for seed in range(lanes)))
     list(stack.batches())
     assert sum(seen) == lanes * len(digits.train)

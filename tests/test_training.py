@@ -22,6 +22,7 @@ from harness.components.optimizers import OPTIMIZERS
 from harness.config import RunConfig
 from harness.data import Data, Split
 from harness.errors import InputError
+from harness.minibatches import score
 from harness.results import EpochRecord, history_digest
 from harness.training import Stack, check, evaluate, exact_arithmetic, subsets, train
 
@@ -80,6 +81,15 @@ def epoch_rows(stack: Stack, epoch: int, lane: int = 0) -> list[list[int]]:
 
 
 # --- learning ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_equally_likely_classes_the_first_is_the_answer_and_of_nan_too(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    log_p, labels = -rng.integers(0, 4, (5, 300)).astype(np.float32), rng.integers(0, 5, 300)
+    log_p[rng.random(log_p.shape) < 0.05] = np.nan
+    _, accuracy = score(torch.from_numpy(log_p), torch.from_numpy(labels))
+    assert accuracy == pytest.approx((log_p.argmax(0) == labels).mean(), abs=1e-12)  # NumPy's takes the first, or a NaN
 
 
 def test_it_learns_digits(digits: Data) -> None:

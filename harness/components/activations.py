@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.components.layers import Call, Shapes, Site
+from harness.components.layers import Bound, Call, Shapes, Site
 
 aten = torch.ops.aten
 
@@ -39,30 +39,30 @@ class Activation:
     def scratch(self, batch: int, features: int) -> Shapes:
         return {"h": (batch, features), "dz": (batch, features)}
 
-    def forward(self, at: Site, z: Tensor, training: bool) -> Tensor:
-        if at.z is not z:
-            at.z, at.call = z, self.bind(z, at.h) if self.bind else partial(self.value or self._by_module, z, at.h)
-        at.call()
-        return at.h
+    def forward(self, at: Site, z: Tensor, training: bool) -> Bound:
+        at.z = z
+        return Bound(at.h, [self.bind(z, at.h) if self.bind else partial(self.value or self._by_module, z, at.h)])
 
     def _by_module(self, z: Tensor, out: Tensor) -> None:
         for lane_z, lane_out in zip(z, out, strict=True):  # one lane at a time: the calls a lane would make alone
             lane_out.copy_(self.module()(lane_z))
 
-    def backward(self, at: Site, dh: Tensor) -> Tensor:
-        """dz = dh f'(z) of the last forward."""
-        if self.gradient is not None:
-            return self.gradient(dh, at.z, at.h, at.dz)
+    def backward(self, at: Site, dh: Tensor) -> Bound:
+        """dz = dh f'(z)."""
+        return Bound(at.dz, [partial(self.gradient or self._by_autograd, dh, at.z, at.h, at.dz)])
+
+    def _by_autograd(self, dh: Tensor, z: Tensor, h: Tensor, out: Tensor) -> None:
         with torch.enable_grad():
-            for lane_dh, lane_z, lane_dz in zip(dh, at.z, at.dz, strict=True):
-                z = lane_z.detach().requires_grad_()
-                (gradient,) = torch.autograd.grad(self.module()(z), z, lane_dh)
-                lane_dz.copy_(gradient)
-        return at.dz
+            for lane_dh, lane_z, lane_out in zip(dh, z, out, strict=True):
+                leaf = lane_z.detach().requires_grad_()
+                (gradient,) = torch.autograd.grad(self.module()(leaf), leaf, lane_dh)
+                lane_out.copy_(gradient)
 
     def derivative(self, at: Site) -> Tensor:
-        """f'(z) of the last forward, (lanes, batch, features), in a buffer of the site."""
-        return self.backward(at, torch.ones_like(at.z))
+        """f'(z) at what z holds, (lanes, batch, features), in a buffer of the site."""
+        out, (call,) = self.backward(at, torch.ones_like(at.z))
+        call()
+        return out
 
 
 def _gelu(z: Tensor, out: Tensor) -> Tensor:

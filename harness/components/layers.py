@@ -2,19 +2,23 @@
 
 A layer is a value that knows its formula; its tensors lie in a Site that is handed to it, (lanes, batch, features) for what
 flows through and (lanes, 1, features) or (lanes, in, out) for parameters `p`, whose gradients go to `d_p`.
+These tensors stay where they are. So a layer computes nothing when it is asked: it answers with the calls that do, bound to
+their buffers once and made at each step, which then spends no time on putting them together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.sparse import Sparse
@@ -23,19 +27,19 @@ Shapes = dict[str, tuple[int, ...]]
 Call = Callable[[], object]
 
 
+class Bound(NamedTuple):
+    """Calls that write a tensor, and whatever else comes with it, anew from what their buffers hold."""
+
+    out: Tensor
+    calls: list[Call]
+
+
 class Site(SimpleNamespace):
     """The tensors of one layer for one batch size, by name."""
 
-    x: Any = None  # what flowed in last, a tensor
-    dy: Any = None  # and back
-    z: Any = None  # what flowed into an activation last
-
-    def vectors(self, *names: str) -> list[list[Tensor]]:
+    def vectors(self, *names: str) -> Iterator[tuple[Tensor, ...]]:
         """Of each lane the named tensors, (lanes, 1, features), as vectors (features,): for kernels that know no lanes."""
-        known = self.__dict__.setdefault("_vectors", {})  # made once: cutting a tensor costs as much as a small kernel
-        if names not in known:
-            known[names] = [list(lane) for lane in zip(*(getattr(self, name).squeeze(1) for name in names), strict=True)]
-        return known[names]
+        return zip(*(getattr(self, name).squeeze(1) for name in names), strict=True)
 
 
 class Layer(Protocol):
@@ -53,12 +57,12 @@ class Layer(Protocol):
         """Tensors that hold something between forward and backward."""
         ...
 
-    def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
+    def forward(self, at: Site, x: Tensor, training: bool) -> Bound:
         """y, given x."""
         ...
 
-    def backward(self, at: Site, dy: Tensor) -> Tensor:
-        """dx, given dy for the x of the last forward; writes the parameters' gradients."""
+    def backward(self, at: Site, dy: Tensor) -> Bound:
+        """dx, given dy, and the parameters' gradients, for the x that forward was last bound to."""
         ...
 
 
@@ -88,10 +92,7 @@ def _twice(lane: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Linear:
-    """y = x W + b; dW = x' dy, db = sum(dy), dx = dy W'. W is (in, out), so that x W reads it along its rows.
-
-    The buffers of a step are those of the step before. So its calls are bound to them once, not put together each time.
-    """
+    """y = x W + b; dW = x' dy, db = sum(dy), dx = dy W'. W is (in, out), so that x W reads it along its rows."""
 
     size: int
     first: bool = False  # the first layer's dx is nobody's input
@@ -108,25 +109,14 @@ class Linear:
     def scratch(self, batch: int, features: int) -> Shapes:
         return {"y": (batch, self.size), "dx": (0,) if self.first else (batch, features)}
 
-    def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
-        if at.x is not x:
-            at.x, at.dy, at.value = x, None, self.value(at, x)
-        at.value()
-        return at.y
+    def forward(self, at: Site, x: Tensor, training: bool) -> Bound:
+        at.x = x
+        return Bound(at.y, [product(x, at.weight, at.y, at.bias)])
 
-    def backward(self, at: Site, dy: Tensor) -> Tensor:
-        if at.dy is not dy:
-            at.dy, at.gradients = dy, self.gradients(at, at.x, dy)
-        for gradient in at.gradients:
-            gradient()
-        return at.dx
-
-    def value(self, at: Site, x: Tensor) -> Call:
-        return product(x, at.weight, at.y, at.bias)
-
-    def gradients(self, at: Site, x: Tensor, dy: Tensor) -> list[Call]:
+    def backward(self, at: Site, dy: Tensor) -> Bound:
         dx = [] if self.first else [product(dy, at.weight.mT, at.dx)]
-        return [product(x.mT, dy, at.d_weight), partial(torch.sum, dy, 1, keepdim=True, out=at.d_bias), *dx]
+        db = partial(torch.sum, dy, 1, keepdim=True, out=at.d_bias)
+        return Bound(at.dx, [product(at.x.mT, dy, at.d_weight), db, *dx])
 
 
 @dataclass(frozen=True)
@@ -136,12 +126,14 @@ class Output(Linear):
     def scratch(self, batch: int, features: int) -> Shapes:
         return {**super().scratch(batch, features), "y": (self.size, batch)}
 
-    def value(self, at: Site, x: Tensor) -> Call:
-        return product(at.weight.mT, x.mT, at.y, at.bias.mT)
+    def forward(self, at: Site, x: Tensor, training: bool) -> Bound:
+        at.x = x
+        return Bound(at.y, [product(at.weight.mT, x.mT, at.y, at.bias.mT)])
 
-    def gradients(self, at: Site, x: Tensor, dy: Tensor) -> list[Call]:
+    def backward(self, at: Site, dy: Tensor) -> Bound:
         dx = [] if self.first else [product(dy.mT, at.weight.mT, at.dx)]
-        return [product(dy, x, at.d_weight.mT), partial(torch.sum, dy, 2, keepdim=True, out=at.d_bias.mT), *dx]
+        db = partial(torch.sum, dy, 2, keepdim=True, out=at.d_bias.mT)
+        return Bound(at.dx, [product(dy, at.x, at.d_weight.mT), db, *dx])
 
 
 @dataclass(frozen=True)
@@ -165,17 +157,23 @@ class Dropout:
     def scratch(self, batch: int, features: int) -> Shapes:
         return {"y": (batch, features), "mask": (batch, features), "dx": (batch, features)}
 
-    def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
+    def forward(self, at: Site, x: Tensor, training: bool) -> Bound:
         at.training = training
         if not training:
-            return x
-        for mask, rng in zip(at.mask, at.rngs, strict=True):
-            mask.copy_(torch.from_numpy(rng.random(mask.shape, dtype=np.float32)))
-        torch.ge(at.mask, self.rate, out=at.mask).mul_(1 / (1 - self.rate))
-        return torch.mul(x, at.mask, out=at.y)
+            return Bound(x, [])
+        drawn = torch.empty(at.mask.shape)
+        draw, ge = partial(_draw, list(drawn.numpy()), at.rngs), partial(torch.ge, at.mask, self.rate, out=at.mask)
+        mask = [draw, partial(at.mask.copy_, drawn), ge, partial(at.mask.mul_, 1 / (1 - self.rate))]
+        return Bound(at.y, [*mask, partial(torch.mul, x, at.mask, out=at.y)])
 
-    def backward(self, at: Site, dy: Tensor) -> Tensor:
-        return torch.mul(dy, at.mask, out=at.dx) if at.training else dy
+    def backward(self, at: Site, dy: Tensor) -> Bound:
+        return Bound(at.dx, [partial(torch.mul, dy, at.mask, out=at.dx)]) if at.training else Bound(dy, [])
+
+
+def _draw(lanes: list[NDArray[np.float32]], rngs: list[Generator]) -> None:
+    """Uniform numbers for each lane, from its stream."""
+    for lane, rng in zip(lanes, rngs, strict=True):
+        rng.random(dtype=np.float32, out=lane)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, gradient: Tensor | None = None) -> Tensor:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from harness.components.layers import Layer, Shapes, Site
+from harness.components.layers import Bound, Call, Layer, Shapes, Site
 from harness.modules import BatchNorm1d, LayerNorm1d
 
 aten = torch.ops.aten
@@ -44,8 +45,14 @@ class BatchNormScratch:
         full, row = (batch, features), (1, features)
         return {"y": full, "xhat": full, "t": full, "dx": full, "mean": row, "inv": row, "row": row}
 
-    def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
+    def forward(self, at: Site, x: Tensor, training: bool) -> Bound:
         at.training = training
+        return Bound(at.y, [partial(self._value, at, x, training)])
+
+    def backward(self, at: Site, dy: Tensor) -> Bound:
+        return Bound(at.dx, [partial(self._gradient, at, dy, at.training)])
+
+    def _value(self, at: Site, x: Tensor, training: bool) -> None:
         if training:
             torch.mean(x, 1, keepdim=True, out=at.mean)
             torch.sub(x, at.mean, out=at.xhat)
@@ -57,18 +64,18 @@ class BatchNormScratch:
             at.inv.copy_(at.running_var)
         at.inv.add_(self.eps).sqrt_().reciprocal_()
         at.xhat.mul_(at.inv)
-        return torch.mul(at.xhat, at.weight, out=at.y).add_(at.bias)
+        torch.mul(at.xhat, at.weight, out=at.y).add_(at.bias)
 
-    def backward(self, at: Site, dy: Tensor) -> Tensor:
+    def _gradient(self, at: Site, dy: Tensor, training: bool) -> None:
         """dx = weight / sqrt(var + eps) (dy - mean(dy) - xhat mean(dy xhat)); in eval mode the means are 0."""
         torch.sum(dy, 1, keepdim=True, out=at.d_bias)
         torch.sum(torch.mul(dy, at.xhat, out=at.t), 1, keepdim=True, out=at.d_weight)
         at.dx.copy_(dy)
-        if at.training:
+        if training:
             batch = dy.shape[1]
             at.dx.sub_(torch.mul(at.d_bias, 1 / batch, out=at.row))
             at.dx.sub_(torch.mul(at.xhat, torch.mul(at.d_weight, 1 / batch, out=at.row), out=at.t))
-        return at.dx.mul_(torch.mul(at.inv, at.weight, out=at.row))
+        at.dx.mul_(torch.mul(at.inv, at.weight, out=at.row))
 
 
 @dataclass(frozen=True)
@@ -91,13 +98,19 @@ class LayerNormScratch:
         full, column = (batch, features), (batch, 1)
         return {"y": full, "xhat": full, "t": full, "dx": full, "inv": column, "column": column}
 
-    def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
+    def forward(self, at: Site, x: Tensor, training: bool) -> Bound:
+        return Bound(at.y, [partial(self._value, at, x)])
+
+    def backward(self, at: Site, dy: Tensor) -> Bound:
+        return Bound(at.dx, [partial(self._gradient, at, dy)])
+
+    def _value(self, at: Site, x: Tensor) -> None:
         torch.sub(x, torch.mean(x, 2, keepdim=True, out=at.column), out=at.xhat)
         torch.mean(torch.mul(at.xhat, at.xhat, out=at.t), 2, keepdim=True, out=at.inv)
         at.xhat.mul_(at.inv.add_(self.eps).sqrt_().reciprocal_())
-        return torch.mul(at.xhat, at.weight, out=at.y).add_(at.bias)
+        torch.mul(at.xhat, at.weight, out=at.y).add_(at.bias)
 
-    def backward(self, at: Site, dy: Tensor) -> Tensor:
+    def _gradient(self, at: Site, dy: Tensor) -> None:
         """With g = weight dy: dx = (g - mean(g) - xhat mean(g xhat)) / sqrt(var + eps), means over the features."""
         torch.sum(dy, 1, keepdim=True, out=at.d_bias)
         torch.sum(torch.mul(dy, at.xhat, out=at.t), 1, keepdim=True, out=at.d_weight)
@@ -105,7 +118,7 @@ class LayerNormScratch:
         torch.mean(torch.mul(at.dx, at.xhat, out=at.t), 2, keepdim=True, out=at.column)
         torch.mul(at.xhat, at.column, out=at.t)
         at.dx.sub_(torch.mean(at.dx, 2, keepdim=True, out=at.column)).sub_(at.t)
-        return at.dx.mul_(at.inv)
+        at.dx.mul_(at.inv)
 
 
 @dataclass(frozen=True)
@@ -128,17 +141,23 @@ class RMSNorm:
         full, column = (batch, features), (batch, 1)
         return {"y": full, "xhat": full, "t": full, "dx": full, "inv": column, "column": column}
 
-    def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
+    def forward(self, at: Site, x: Tensor, training: bool) -> Bound:
+        return Bound(at.y, [partial(self._value, at, x)])
+
+    def backward(self, at: Site, dy: Tensor) -> Bound:
+        return Bound(at.dx, [partial(self._gradient, at, dy)])
+
+    def _value(self, at: Site, x: Tensor) -> None:
         torch.mean(torch.mul(x, x, out=at.t), 2, keepdim=True, out=at.inv)
         torch.mul(x, at.inv.add_(self.eps).sqrt_().reciprocal_(), out=at.xhat)
-        return torch.mul(at.xhat, at.weight, out=at.y)
+        torch.mul(at.xhat, at.weight, out=at.y)
 
-    def backward(self, at: Site, dy: Tensor) -> Tensor:
+    def _gradient(self, at: Site, dy: Tensor) -> None:
         """With g = weight dy: dx = (g - xhat mean(g xhat)) / sqrt(mean(x^2) + eps)."""
         torch.sum(torch.mul(dy, at.xhat, out=at.t), 1, keepdim=True, out=at.d_weight)
         torch.mul(dy, at.weight, out=at.dx)
         torch.mean(torch.mul(at.dx, at.xhat, out=at.t), 2, keepdim=True, out=at.column)
-        return at.dx.sub_(torch.mul(at.xhat, at.column, out=at.t)).mul_(at.inv)
+        at.dx.sub_(torch.mul(at.xhat, at.column, out=at.t)).mul_(at.inv)
 
 
 class BatchNorm(BatchNormScratch):
@@ -151,26 +170,29 @@ class BatchNorm(BatchNormScratch):
         full, row = (batch, features), (1, features)
         return {"y": full, "dx": full, "mean": row, "inv": row}
 
-    def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
+    def forward(self, at: Site, x: Tensor, training: bool) -> Bound:
         at.x, at.training = x, training
         lanes = at.vectors("weight", "bias", "running_mean", "running_var", "mean", "inv")
-        for x_k, y, (weight, bias, running_mean, running_var, mean, inv) in zip(x, at.y, lanes, strict=True):
-            aten.native_batch_norm.out(
-                x_k, weight, bias, running_mean, running_var, training, self.momentum, self.eps,
+        calls: list[Call] = [
+            partial(
+                aten.native_batch_norm.out, x_k, weight, bias, running_mean, running_var, training, self.momentum, self.eps,
                 out=y, save_mean=mean, save_invstd=inv,
-            )  # fmt: skip
-        return at.y
+            )
+            for x_k, y, (weight, bias, running_mean, running_var, mean, inv) in zip(x, at.y, lanes, strict=True)
+        ]  # fmt: skip
+        return Bound(at.y, calls)
 
-    def backward(self, at: Site, dy: Tensor) -> Tensor:
+    def backward(self, at: Site, dy: Tensor) -> Bound:
         lanes = at.vectors("weight", "running_mean", "running_var", "mean", "inv", "d_weight", "d_bias")
-        for dy_k, x, dx, (weight, running_mean, running_var, mean, inv, d_weight, d_bias) in zip(
-            dy, at.x, at.dx, lanes, strict=True
-        ):
-            aten.native_batch_norm_backward.out(
-                dy_k, x, weight, running_mean, running_var, mean, inv, at.training, self.eps, [True, True, True],
-                out0=dx, out1=d_weight, out2=d_bias,
-            )  # fmt: skip
-        return at.dx
+        calls: list[Call] = [
+            partial(
+                aten.native_batch_norm_backward.out, dy_k, x, weight, running_mean, running_var, mean, inv, at.training,
+                self.eps, [True, True, True], out0=dx, out1=d_weight, out2=d_bias,
+            )
+            for dy_k, x, dx, (weight, running_mean, running_var, mean, inv, d_weight, d_bias)
+            in zip(dy, at.x, at.dx, lanes, strict=True)
+        ]  # fmt: skip
+        return Bound(at.dx, calls)
 
 
 class LayerNorm(LayerNormScratch):
@@ -183,21 +205,27 @@ class LayerNorm(LayerNormScratch):
         full, column = (batch, features), (batch, 1)
         return {"y": full, "dx": full, "mean": column, "inv": column}
 
-    def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
-        at.x = x
-        for x_k, y, mean, inv, (weight, bias) in zip(x, at.y, at.mean, at.inv, at.vectors("weight", "bias"), strict=True):
-            aten.native_layer_norm.out(x_k, [x.shape[2]], weight, bias, self.eps, out0=y, out1=mean, out2=inv)
-        return at.y
-
-    def backward(self, at: Site, dy: Tensor) -> Tensor:
-        lanes = at.vectors("weight", "bias", "d_weight", "d_bias")
-        for dy_k, x, mean, inv, dx, (weight, bias, d_weight, d_bias) in zip(
-            dy, at.x, at.mean, at.inv, at.dx, lanes, strict=True
-        ):
-            aten.native_layer_norm_backward.out(
-                dy_k, x, [dy.shape[2]], mean, inv, weight, bias, [True, True, True], out0=dx, out1=d_weight, out2=d_bias
+    def forward(self, at: Site, x: Tensor, training: bool) -> Bound:
+        at.x, lanes = x, at.vectors("weight", "bias")
+        calls: list[Call] = [
+            partial(
+                aten.native_layer_norm.out, x_k, [x.shape[2]], weight, bias, self.eps, out0=y, out1=mean, out2=inv
             )
-        return at.dx
+            for x_k, y, mean, inv, (weight, bias) in zip(x, at.y, at.mean, at.inv, lanes, strict=True)
+        ]  # fmt: skip
+        return Bound(at.y, calls)
+
+    def backward(self, at: Site, dy: Tensor) -> Bound:
+        lanes = at.vectors("weight", "bias", "d_weight", "d_bias")
+        calls: list[Call] = [
+            partial(
+                aten.native_layer_norm_backward.out, dy_k, x, [dy.shape[2]], mean, inv, weight, bias, [True, True, True],
+                out0=dx, out1=d_weight, out2=d_bias,
+            )
+            for dy_k, x, mean, inv, dx, (weight, bias, d_weight, d_bias)
+            in zip(dy, at.x, at.mean, at.inv, at.dx, lanes, strict=True)
+        ]  # fmt: skip
+        return Bound(at.dx, calls)
 
 
 @dataclass(frozen=True)
@@ -223,7 +251,13 @@ class ByAutograd:
     def scratch(self, batch: int, features: int) -> Shapes:
         return {"y": (batch, features), "dx": (batch, features)}
 
-    def forward(self, at: Site, x: Tensor, training: bool) -> Tensor:
+    def forward(self, at: Site, x: Tensor, training: bool) -> Bound:
+        return Bound(at.y, [partial(self._value, at, x)])
+
+    def backward(self, at: Site, dy: Tensor) -> Bound:
+        return Bound(at.dx, [partial(self._gradient, at, dy)])
+
+    def _value(self, at: Site, x: Tensor) -> None:
         names, at.graphs = list(self.parameters(x.shape[2])), []
         with torch.device("meta"):
             module = self.make(x.shape[2])
@@ -233,14 +267,12 @@ class ByAutograd:
                 y = torch.func.functional_call(module, dict(zip(names, inputs[1:], strict=True)), (inputs[0],))
                 at.graphs.append((y, inputs))
                 at.y[k].copy_(y.detach())
-        return at.y
 
-    def backward(self, at: Site, dy: Tensor) -> Tensor:
+    def _gradient(self, at: Site, dy: Tensor) -> None:
         places = [at.dx[:, None], *(getattr(at, f"d_{name}") for name in self.parameters(dy.shape[2]))]
         for k, (y, inputs) in enumerate(at.graphs):
             for place, gradient in zip(places, torch.autograd.grad(y, inputs, dy[k]), strict=True):
                 place[k, 0].copy_(gradient)
-        return at.dx
 
 
 class Norm(Layer, Protocol):
