@@ -22,6 +22,7 @@ from harness.network import Network
 from harness.training import Stack, exact_arithmetic, train
 
 aten = torch.ops.aten
+Part = tuple[str, list[Call]]  # of a step: its name and what it does
 
 
 def lanes(config: RunConfig, data: Data, count: int) -> Callable[[], Epoch]:
@@ -167,9 +168,6 @@ def step(config: RunConfig, data: Data, count: int) -> Mapping[str, float]:
                 batches.curves(lane)
             lap("loss and accuracy, summed up")
     return {part: seconds / taken / count * 1e6 for part, seconds in times.items()}
-
-
-Part = tuple[str, list[Call]]
 
 
 def _bound(network: Network, x: Any, dlogits: Tensor) -> tuple[Tensor, list[Part], list[Part]]:

@@ -49,18 +49,17 @@ class Minibatches:
         for rows, labels, log_p in zip(self.rows, self.labels, self.log_p, strict=True):
             _, lanes, batch = rows.shape
             features = self.split.pixels.shape[1]
-            inputs = Sparse.empty(lanes, batch, features) if self.lit else log_p.new_empty(lanes, batch, features)
+            inputs = log_p.new_empty(lanes, batch, features) if self.lit is None else Sparse.empty(lanes, batch, features)
             dlogits = lane_buffer(lanes, (self.classes, batch), log_p)
             parts = (part.split(-(-AHEAD // (lanes * batch))) for part in (rows, labels, label_gradient(labels, log_p), log_p))
             for some, *its in zip(*parts, strict=True):
-                for _, its_labels, its_d_log_p, its_log_p in zip(self._fill(inputs, some), *its, strict=True):
-                    yield Batch(inputs, its_labels, its_d_log_p, its_log_p, dlogits)
+                for filled, its_labels, its_d_log_p, its_log_p in zip(self._filled(inputs, some), *its, strict=True):
+                    yield Batch(filled, its_labels, its_d_log_p, its_log_p, dlogits)
 
-    def _fill(self, inputs: Tensor | Sparse, rows: Tensor) -> Iterator[Tensor | Sparse]:
-        """The inputs of one step after the other, given their rows of the split, (steps, lanes, batch)."""
+    def _filled(self, inputs: Any, rows: Tensor) -> Iterator[Tensor | Sparse]:
+        """`inputs`, filled for one step after the other, given their rows of the split, (steps, lanes, batch)."""
         pixels, scale = self.split.pixels, self.split.scale
-        if isinstance(inputs, Sparse):
-            assert self.lit is not None
+        if self.lit is not None:
             yield from self.lit.steps(rows, scale.write, inputs)
         else:
             for some in pixels.index_select(0, rows.flatten()).unflatten(0, rows.shape):

@@ -145,7 +145,7 @@ class Network:
     def forward(self, x: Any, training: bool) -> Tensor:
         """Logits (lanes, classes, batch) of inputs (lanes, batch, features), which may be Sparse where a Linear is first.
 
-        Layers are bound to `x` when it is not the tensor of the last call: a buffer that is filled again costs least.
+        Layers are bound anew when `x` or `training` is not that of the last call: a buffer that is filled again costs least.
         """
         inputs, trained, bound = self._forward
         if inputs is not x or trained is not training:

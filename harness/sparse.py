@@ -41,7 +41,10 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Sparse:
-    """A sparse matrix for each lane, (lanes, n, m): a place, as a tensor is, that one matrix after another may fill."""
+    """A sparse matrix for each lane, (lanes, n, m): a place, as a tensor is, that one matrix after another may fill.
+
+    What is filled is `ways`, which a transpose shares.
+    """
 
     shape: tuple[int, int, int]
     ways: list[list[Rows]]  # the lanes' rows and, where they are asked for, those of the transposes
@@ -52,13 +55,13 @@ class Sparse:
         return cls((lanes, n, m), [[], []])
 
     def fill(self, rows: list[Rows], transposed: list[Rows]) -> Sparse:
-        """Of each lane, other matrices."""
+        """Put another matrix in each lane."""
         self.ways[:] = rows, transposed
         return self
 
     @property
     def mT(self) -> Sparse:
-        """The transposes, of whatever this is filled with."""
+        """The transposes of whatever this holds, now and later."""
         lanes, n, m = self.shape
         return Sparse((lanes, m, n), self.ways, not self.turned)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -229,33 +230,35 @@ def test_logits_and_all_gradients_are_those_of_autograd(config: RunConfig, train
             torch.testing.assert_close(network.state(0)[name], value, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("config", SPECS, ids=lambda config: config.condition)
+DROPPING = RunConfig(network=json.dumps({**DEEP, "layers": [{"type": "dropout", "rate": 0.4}, *DEEP["layers"]]}))
+ASKED = [  # inputs, dlogits, training: the same again, and each of them changed alone
+    (0, 0, True), (0, 0, True), (0, 1, True), (1, 1, True), (1, 1, False), (1, 1, True), (2, 2, False), (0, 0, True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [*SPECS, DROPPING], ids=lambda config: config.condition)
 def test_calls_follow_their_buffers_and_whatever_was_asked_of_the_network_before(config: RunConfig) -> None:
-    arch = architecture(config.replace(dropout=0.0) if config.dropout else config)
-    rng = torch.Generator().manual_seed(2)
-    buffers = [torch.empty(1, n, arch.input_size) for n in (6, 6, 4)]
+    arch, rng = architecture(config), torch.Generator().manual_seed(2)
+    inputs = [torch.empty(1, n, arch.input_size) for n in (6, 6, 4)]
     gradients = [torch.empty(1, arch.num_classes, n) for n in (6, 6, 4)]
-    asked = [(0, 0, True), (0, 0, True), (0, 1, True), (1, 0, True), (1, 0, False), (1, 0, True), (2, 2, False), (0, 0, True)]
-
-    def fresh(like: Network | None = None) -> Network:
-        network = Network.zeros(arch, 1)
-        network.load(0, like.state(0) if like else {name: value.float() for name, value in drawn(arch).items()})
-        for placed in arch.layers:
-            if placed.name.startswith("dropout"):
-                network.rngs[placed.name] = [stream(0, "dropout", 1, 0)]
-        return network
-
+    dropouts = [placed.name for placed in arch.layers if placed.name.startswith("dropout")]
     with exact_arithmetic():
-        network = fresh()
-        for place, back, training in asked:
-            alone, x, dlogits = fresh(network), buffers[place], gradients[back]
+        network = Network.zeros(arch, 1)
+        network.load(0, {name: value.float() for name, value in drawn(arch).items()})
+        for i, (place, back, training) in enumerate(ASKED):
+            if i % 3 == 0:
+                for name in dropouts:
+                    network.reseed(name, [stream(i, "dropout", 1, 0)])
+            fresh, x, dlogits = Network.zeros(arch, 1), inputs[place], gradients[back]
+            fresh.load(0, network.state(0))
+            fresh.rngs.update(copy.deepcopy(network.rngs))
             for buffer in (x, dlogits):
                 buffer.copy_(torch.randn(buffer.shape, generator=rng))
-            assert torch.equal(network.forward(x, training), alone.forward(x.clone(), training))
+            assert torch.equal(network.forward(x, training), fresh.forward(x.clone(), training))
             network.backward(dlogits)
-            alone.backward(dlogits.clone())
-            assert torch.equal(network.gradients, alone.gradients)
-            assert torch.equal(network.buffers, alone.buffers)
+            fresh.backward(dlogits.clone())
+            assert torch.equal(network.gradients, fresh.gradients)
+            assert torch.equal(network.buffers, fresh.buffers)
             network.weights.add_(network.gradients, alpha=-0.1)
 
 

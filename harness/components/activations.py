@@ -59,7 +59,7 @@ class Activation:
                 lane_out.copy_(gradient)
 
     def derivative(self, at: Site) -> Tensor:
-        """f'(z) at what z holds, (lanes, batch, features), in a buffer of the site."""
+        """f'(z) of the values that forward's call saw last, (lanes, batch, features), in a buffer of the site."""
         out, (call,) = self.backward(at, torch.ones_like(at.z))
         call()
         return out

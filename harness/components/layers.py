@@ -58,11 +58,11 @@ class Layer(Protocol):
         ...
 
     def forward(self, at: Site, x: Tensor, training: bool) -> Bound:
-        """y, given x."""
+        """The calls that write y, given x."""
         ...
 
     def backward(self, at: Site, dy: Tensor) -> Bound:
-        """dx, given dy, and the parameters' gradients, for the x that forward was last bound to."""
+        """The calls that write dx, given dy, and the parameters' gradients, for the x that forward was last bound to."""
         ...
 
 
@@ -161,10 +161,15 @@ class Dropout:
         at.training = training
         if not training:
             return Bound(x, [])
-        drawn = torch.empty(at.mask.shape)
-        draw, ge = partial(_draw, list(drawn.numpy()), at.rngs), partial(torch.ge, at.mask, self.rate, out=at.mask)
-        mask = [draw, partial(at.mask.copy_, drawn), ge, partial(at.mask.mul_, 1 / (1 - self.rate))]
-        return Bound(at.y, [*mask, partial(torch.mul, x, at.mask, out=at.y)])
+        drawn = at.mask.cpu().float()  # as streams write; the mask itself, where it is on the CPU
+        calls: list[Call] = [
+            partial(_draw, list(drawn.numpy()), at.rngs),
+            partial(at.mask.copy_, drawn),
+            partial(torch.ge, at.mask, self.rate, out=at.mask),
+            partial(at.mask.mul_, 1 / (1 - self.rate)),
+            partial(torch.mul, x, at.mask, out=at.y),
+        ]
+        return Bound(at.y, calls)
 
     def backward(self, at: Site, dy: Tensor) -> Bound:
         return Bound(at.dx, [partial(torch.mul, dy, at.mask, out=at.dx)]) if at.training else Bound(dy, [])

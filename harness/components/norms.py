@@ -20,8 +20,22 @@ from harness.modules import BatchNorm1d, LayerNorm1d
 aten = torch.ops.aten
 
 
+class Formula:
+    """A norm as one call forward, `_value`, and one back, `_gradient`."""
+
+    _value: Callable[..., None]
+    _gradient: Callable[..., None]
+
+    def forward(self, at: Site, x: Tensor, training: bool) -> Bound:
+        at.training = training
+        return Bound(at.y, [partial(self._value, at, x, training)])
+
+    def backward(self, at: Site, dy: Tensor) -> Bound:
+        return Bound(at.dx, [partial(self._gradient, at, dy, at.training)])
+
+
 @dataclass(frozen=True)
-class BatchNormScratch:
+class BatchNormScratch(Formula):
     """y = weight (x - mean) / sqrt(var + eps) + bias, mean and var over the batch.  Ioffe & Szegedy 2015, arXiv:1502.03167.
 
     In eval mode mean and var are running averages over training batches: r <- (1 - momentum) r + momentum batch, with
@@ -44,13 +58,6 @@ class BatchNormScratch:
     def scratch(self, batch: int, features: int) -> Shapes:
         full, row = (batch, features), (1, features)
         return {"y": full, "xhat": full, "t": full, "dx": full, "mean": row, "inv": row, "row": row}
-
-    def forward(self, at: Site, x: Tensor, training: bool) -> Bound:
-        at.training = training
-        return Bound(at.y, [partial(self._value, at, x, training)])
-
-    def backward(self, at: Site, dy: Tensor) -> Bound:
-        return Bound(at.dx, [partial(self._gradient, at, dy, at.training)])
 
     def _value(self, at: Site, x: Tensor, training: bool) -> None:
         if training:
@@ -79,7 +86,7 @@ class BatchNormScratch:
 
 
 @dataclass(frozen=True)
-class LayerNormScratch:
+class LayerNormScratch(Formula):
     """y = weight (x - mean) / sqrt(var + eps) + bias, mean and var over the features.  Ba et al. 2016, arXiv:1607.06450."""
 
     eps: float = 1e-5
@@ -98,19 +105,13 @@ class LayerNormScratch:
         full, column = (batch, features), (batch, 1)
         return {"y": full, "xhat": full, "t": full, "dx": full, "inv": column, "column": column}
 
-    def forward(self, at: Site, x: Tensor, training: bool) -> Bound:
-        return Bound(at.y, [partial(self._value, at, x)])
-
-    def backward(self, at: Site, dy: Tensor) -> Bound:
-        return Bound(at.dx, [partial(self._gradient, at, dy)])
-
-    def _value(self, at: Site, x: Tensor) -> None:
+    def _value(self, at: Site, x: Tensor, training: bool) -> None:
         torch.sub(x, torch.mean(x, 2, keepdim=True, out=at.column), out=at.xhat)
         torch.mean(torch.mul(at.xhat, at.xhat, out=at.t), 2, keepdim=True, out=at.inv)
         at.xhat.mul_(at.inv.add_(self.eps).sqrt_().reciprocal_())
         torch.mul(at.xhat, at.weight, out=at.y).add_(at.bias)
 
-    def _gradient(self, at: Site, dy: Tensor) -> None:
+    def _gradient(self, at: Site, dy: Tensor, training: bool) -> None:
         """With g = weight dy: dx = (g - mean(g) - xhat mean(g xhat)) / sqrt(var + eps), means over the features."""
         torch.sum(dy, 1, keepdim=True, out=at.d_bias)
         torch.sum(torch.mul(dy, at.xhat, out=at.t), 1, keepdim=True, out=at.d_weight)
@@ -122,7 +123,7 @@ class LayerNormScratch:
 
 
 @dataclass(frozen=True)
-class RMSNorm:
+class RMSNorm(Formula):
     """y = weight x / sqrt(mean(x^2) + eps), the mean over the features.  Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4."""
 
     eps: float = 1e-5
@@ -141,18 +142,12 @@ class RMSNorm:
         full, column = (batch, features), (batch, 1)
         return {"y": full, "xhat": full, "t": full, "dx": full, "inv": column, "column": column}
 
-    def forward(self, at: Site, x: Tensor, training: bool) -> Bound:
-        return Bound(at.y, [partial(self._value, at, x)])
-
-    def backward(self, at: Site, dy: Tensor) -> Bound:
-        return Bound(at.dx, [partial(self._gradient, at, dy)])
-
-    def _value(self, at: Site, x: Tensor) -> None:
+    def _value(self, at: Site, x: Tensor, training: bool) -> None:
         torch.mean(torch.mul(x, x, out=at.t), 2, keepdim=True, out=at.inv)
         torch.mul(x, at.inv.add_(self.eps).sqrt_().reciprocal_(), out=at.xhat)
         torch.mul(at.xhat, at.weight, out=at.y)
 
-    def _gradient(self, at: Site, dy: Tensor) -> None:
+    def _gradient(self, at: Site, dy: Tensor, training: bool) -> None:
         """With g = weight dy: dx = (g - xhat mean(g xhat)) / sqrt(mean(x^2) + eps)."""
         torch.sum(torch.mul(dy, at.xhat, out=at.t), 1, keepdim=True, out=at.d_weight)
         torch.mul(dy, at.weight, out=at.dx)
@@ -208,9 +203,7 @@ class LayerNorm(LayerNormScratch):
     def forward(self, at: Site, x: Tensor, training: bool) -> Bound:
         at.x, lanes = x, at.vectors("weight", "bias")
         calls: list[Call] = [
-            partial(
-                aten.native_layer_norm.out, x_k, [x.shape[2]], weight, bias, self.eps, out0=y, out1=mean, out2=inv
-            )
+            partial(aten.native_layer_norm.out, x_k, [x.shape[2]], weight, bias, self.eps, out0=y, out1=mean, out2=inv)
             for x_k, y, mean, inv, (weight, bias) in zip(x, at.y, at.mean, at.inv, lanes, strict=True)
         ]  # fmt: skip
         return Bound(at.y, calls)
@@ -229,7 +222,7 @@ class LayerNorm(LayerNormScratch):
 
 
 @dataclass(frozen=True)
-class ByAutograd:
+class ByAutograd(Formula):
     """Any torch module on (batch, features) whose state is its parameters, as a norm; its gradient is autograd's.
 
     Slower than a formula with its gradient, and as right: a row of the table is then one line.
@@ -251,13 +244,7 @@ class ByAutograd:
     def scratch(self, batch: int, features: int) -> Shapes:
         return {"y": (batch, features), "dx": (batch, features)}
 
-    def forward(self, at: Site, x: Tensor, training: bool) -> Bound:
-        return Bound(at.y, [partial(self._value, at, x)])
-
-    def backward(self, at: Site, dy: Tensor) -> Bound:
-        return Bound(at.dx, [partial(self._gradient, at, dy)])
-
-    def _value(self, at: Site, x: Tensor) -> None:
+    def _value(self, at: Site, x: Tensor, training: bool) -> None:
         names, at.graphs = list(self.parameters(x.shape[2])), []
         with torch.device("meta"):
             module = self.make(x.shape[2])
@@ -268,7 +255,7 @@ class ByAutograd:
                 at.graphs.append((y, inputs))
                 at.y[k].copy_(y.detach())
 
-    def _gradient(self, at: Site, dy: Tensor) -> None:
+    def _gradient(self, at: Site, dy: Tensor, training: bool) -> None:
         places = [at.dx[:, None], *(getattr(at, f"d_{name}") for name in self.parameters(dy.shape[2]))]
         for k, (y, inputs) in enumerate(at.graphs):
             for place, gradient in zip(places, torch.autograd.grad(y, inputs, dy[k]), strict=True):
