@@ -183,6 +183,15 @@ def test_outputs_are_those_of_the_activation() -> None:
     assert health.outputs(network, inputs)["hidden1"].tolist() == [[1, 5], [0, 2]]
 
 
+def test_health_of_a_lane_is_that_of_the_run_alone() -> None:
+    digits = data.load("mnist_5k", "unused")
+    configs = [RunConfig(dataset="mnist_5k", max_batches=2, epochs=2, seed=seed) for seed in (0, 1, 2)]
+    together = list(train(Stack.of(architecture(configs[0]), configs, digits)))
+    for lane, config in enumerate(configs):
+        alone = train(Stack.of(architecture(config), [config], digits))
+        assert [done.health for done in alone] == [done.health for done in together if done.lane == lane]
+
+
 def test_records_carry_the_health_of_a_fixed_batch_that_is_the_seeds() -> None:
     digits = data.load("mnist_5k", "unused")
     config = RunConfig(dataset="mnist_5k", max_batches=2, epochs=2, validation=0.9)
