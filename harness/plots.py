@@ -17,6 +17,7 @@ from harness.results import EpochRecord
 
 Write = Callable[[Path], object]
 ROW = 3.3  # inches
+TICKS = 5  # steps of an axis at most: each tick takes as long to draw as a curve
 # Okabe & Ito 2008: told apart by colour-blind readers; line styles tell them apart in grey
 STYLES = {"train": ("#0072B2", "-", "o"), "val": ("#E69F00", ":", "^"), "test": ("#D55E00", "--", "s")}
 
@@ -33,7 +34,8 @@ def history(records: Sequence[EpochRecord], title: str) -> Write:
                 label = "validation" if part == "val" else part
                 ax.plot(epochs, values, color=colour, linestyle=line, marker=marker, markersize=4, label=label)
         ax.set(xlabel="epoch", ylabel=f"{what} ({unit})")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.locator_params(nbins=TICKS)
+        ax.locator_params("x", integer=True)
         ax.grid(alpha=0.3)
         ax.legend(frameon=False)
     losses = [value for r in records for name, value in r.curves.items() if name.endswith("/loss")]
@@ -55,7 +57,9 @@ def activations(outputs: Mapping[str, Histogram], title: str) -> Write:
         before, after = found.shares
         ax.stairs(before, found.edges, fill=True, color="#BBBBBB", label="before training")
         ax.stairs(after, found.edges, color="#0072B2", linewidth=1.5, label="after training")
-        ax.set(title=layer, xlabel="output of the layer", ylabel="share of outputs, a bin")
+        ax.locator_params(nbins=TICKS)
+        ax.set_title(layer, y=1)  # left to matplotlib it is measured against all ticks first
+        ax.set(xlabel="output of the layer", ylabel="share of outputs, a bin")
         ax.legend(framealpha=0.8, edgecolor="none")
     return _png(figure)
 
