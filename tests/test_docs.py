@@ -133,6 +133,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_commands_of_tests_in_the_docs_select_some_and_as_many_as_is_said() -> None:
     """All in one process, so that torch and MLflow are imported once."""
     lines = {line.strip() for page in PAGES for line in PYTEST.findall(page.read_text(encoding="utf-8"))} - {""}

@@ -134,6 +134,7 @@ def again(name: str) -> str:
     return "".join(found)
 
 
+@pytest.mark.slow
 def test_page_says_how_to_launch_it_again_where_its_name_and_options_do_that(
     written: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

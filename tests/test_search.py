@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import statistics
 import warnings
 from collections.abc import Sequence
@@ -53,13 +54,19 @@ def quiet(line: str) -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
+def store(tmp_path: Path, own_store: str) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def other(tmp_path: Path, empty_store: Path) -> str:
+    """The URI of a second store beside the first."""
+    return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'other.db')}"
+
+
+@pytest.mark.slow
 def test_search_that_stops_anywhere_goes_on_to_the_same_trials(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Path, other: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stop(KeyboardInterrupt):
         pass
@@ -74,7 +81,7 @@ def test_search_that_stops_anywhere_goes_on_to_the_same_trials(
     assert (again.trained, told(again)) == (0, told(whole))
     assert again.final is not None
     assert again.final.trained == 0
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
     with pytest.raises(KeyboardInterrupt):
         run_search(tiny(), workers=0, say=quiet, watch=stop)
     few = run_search(tiny(trials=3), workers=0, say=quiet)
@@ -109,6 +116,7 @@ def test_progress_counts_the_trials_of_the_whole_search(store: Path) -> None:
     assert seen[-1] == (10, 60)
 
 
+@pytest.mark.slow
 def test_budget_in_seconds_ends_after_the_round_that_spends_it(store: Path) -> None:
     few = run_search(tiny(trials=10_000, seconds=1e-9), workers=0, say=quiet)
     assert (len(few.trials), few.trained) == (5, 10)
@@ -168,7 +176,8 @@ def test_setting_that_the_data_refuses_costs_nothing_and_the_search_goes_on(stor
     assert result.final is not None
 
 
-def test_trial_that_fails_ends_the_search_after_its_round_and_is_tried_again(store: Path) -> None:
+@pytest.mark.slow
+def test_trial_that_fails_ends_the_search_after_its_round_and_is_tried_again(store: Path, other: str) -> None:
     """A file where the checkpoints of a run should go; when it is out of the way, all is as if it had never been there."""
     blocked: list[Path] = []
 
@@ -196,7 +205,7 @@ def test_trial_that_fails_ends_the_search_after_its_round_and_is_tried_again(sto
     assert told(mended)[:6] == told(stopped)[:6]
     assert mended.trained <= 2 + 5 * 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/other.db")
+        patch.setenv("MLFLOW_TRACKING_URI", other)
         assert told(run_search(tiny(trials=15), workers=0, say=quiet)) == told(mended)
 
 
@@ -223,10 +232,10 @@ def test_wilcoxon_ends_what_all_seeds_say_is_worse_than_the_best(store: Path) ->
 
 
 @pytest.mark.slow
-def test_trials_are_the_same_at_any_number_of_workers(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_are_the_same_at_any_number_of_workers(store: Path, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process and in two of their own; in one of its own, which is killed again and again: test_search_kills.py."""
     here = told(run_search(tiny(), workers=0, say=quiet))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
     assert told(run_search(tiny(), workers=2, say=quiet)) == here
 
 

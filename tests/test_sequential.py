@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from harness import frames
@@ -16,17 +14,14 @@ from harness.study import Study
 
 SMALL = {"dataset": "mnist_5k", "init": "kaiming", "epochs": 1, "max_batches": 40}
 
+pytestmark = pytest.mark.usefixtures("own_store")
+
 
 def study(name: str, levels: list[float], **changed: object) -> Study:
     return Study(**{
         "name": name, "question": "Which?", "design": "one_factor_at_a_time", "seeds": [0, 1], "matters": 0.02,
         "base": {**SMALL, "lr": levels[0]}, "factors": {"lr": levels}, **changed,
     })  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def grow(wanted: Study, most: int) -> tuple[StudyResult, list[str]]:

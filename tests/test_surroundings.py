@@ -166,6 +166,7 @@ def on_a_terminal(command: Sequence[str], env: Mapping[str, str], cwd: Path) -> 
     return code, said.decode(errors="replace")
 
 
+@pytest.mark.slow
 def test_bits_are_the_same_when_much_is_otherwise_at_once(reference: tuple[str, str], tmp_path: Path) -> None:
     assert trained(TOGETHER, tmp_path) == [("FINISHED", *reference)]
 

@@ -42,11 +42,8 @@ def quiet(line: str) -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty store in a folder of its own."""
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    return uri
+def store(own_store: str) -> str:
+    return own_store
 
 
 def trained(**values: Any) -> str:
