@@ -13,7 +13,8 @@ from torch import nn
 from benchmarks.contest import LIMIT, NOTEBOOK, Contender, Epoch
 from benchmarks.torch_ways import network, with_autograd
 from harness.config import RunConfig
-from harness.data import Data, torchvision_module
+from harness.data import Data
+from harness.mirrors import torchvision_module
 
 
 def contenders(config: RunConfig, data: Data, say: Callable[[str], None]) -> Iterator[Contender]:

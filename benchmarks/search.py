@@ -27,8 +27,9 @@ from benchmarks.__main__ import machine
 from benchmarks.around import store
 from benchmarks.torch_ways import OPTIMIZERS, network
 from harness.config import RunConfig
-from harness.data import load, torchvision_module
+from harness.data import load
 from harness.frames import runs
+from harness.mirrors import torchvision_module
 from harness.ranges import WHOLE, Levels, Range
 from harness.space import Search
 from harness.trials import Trials

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from benchmarks.contest import Epoch
 from harness.architecture import build_network
 from harness.config import RunConfig
-from harness.data import Data, torchvision_module
+from harness.data import Data
+from harness.mirrors import torchvision_module
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,

@@ -12,12 +12,13 @@ from typing import Any
 import pandas as pd
 
 from harness import chart, report
+from harness.ending import fail
 from harness.engine import Came
 from harness.errors import TakenOver
 from harness.outlook import outlook
 from harness.plan import Plan
 from harness.progress import Progress, Say, Watch
-from harness.recorder import RunResult, fail
+from harness.recorder import RunResult
 from harness.results import EpochRecord
 from harness.stacks import pack
 from harness.store import Store

@@ -6,12 +6,8 @@ import gzip
 import hashlib
 import importlib
 import importlib.resources
-import socket
-import sys
-import tempfile
-import types
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -19,14 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
+from harness import mirrors
 from harness.errors import DataError, InputError, refusal
 from harness.seeding import stream
 from harness.sparse import MOST_LIT, LitPixels, share
-
-DOWNLOAD_SECONDS = 10  # without a byte, after which a mirror counts as dead
 
 
 @dataclass(frozen=True)
@@ -273,65 +267,11 @@ def _checked(path: Path, wanted: str, name: str) -> str:
 
 
 def _download(name: str, source: Source, folder: Path, missing: set[str]) -> None:
-    """Fetch missing files through torchvision, from the first mirror that has them. Raises DataError in one line.
-
-    A mirror that is silent for DOWNLOAD_SECONDS counts as dead.
-    """
-    lock = Path(tempfile.gettempdir()) / f"harness-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.lock"
+    """Fetch missing files. Raises DataError in one line where no mirror has them."""
     try:
-        with FileLock(lock), _socket_timeout(DOWNLOAD_SECONDS):
-            torchvision = torchvision_module()
-            dataset = getattr(torchvision, source.torchvision)
-            for archive, md5 in dataset.resources:
-                if missing & {archive, archive.removesuffix(".gz")}:
-                    _fetch(torchvision, [f"{mirror}{archive}" for mirror in dataset.mirrors], folder, archive, md5)
+        mirrors.fetch(source.torchvision, folder, missing)
     except Exception as error:  # torchvision lets through whatever the network, the archive and the disk raise
         with suppress(OSError, ValueError):  # leave no empty folders that look as if the dataset were there
             for empty in (folder, folder.parent):
                 empty.rmdir()
         raise DataError(f"dataset={name}: not in {folder}, and the download failed: {str(error).strip('<>')[:200]}") from None
-
-
-def _fetch(torchvision: types.ModuleType, urls: list[str], folder: Path, archive: str, md5: str) -> None:
-    """One archive, with what it holds beside it; raises the last mirror's error when all fail."""
-    for url in urls:
-        try:
-            torchvision.utils.download_and_extract_archive(url, str(folder), filename=archive, md5=md5)
-            return
-        except (OSError, RuntimeError) as error:  # no such host, no answer, or not the file
-            failure: Exception = error
-    raise failure
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """torchvision's download takes no timeout; urllib then uses the process's default, which is none."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-_schemas: list[torch.library.Library] = []  # torch forgets schemas whose Library is collected
-
-
-def torchvision_module() -> types.ModuleType:
-    """torchvision.datasets, also beside a CPU-only torch.
-
-    torchvision's wheel is built for CUDA. Beside a CPU-only torch its compiled operators do not load, and its Python stops at
-    `operator torchvision::nms does not exist`. Only then are the schemas declared; no dataset ever calls them.
-    """
-    try:
-        return importlib.import_module("torchvision.datasets")
-    except RuntimeError as error:
-        if "torchvision::nms does not exist" not in str(error):
-            raise
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _schemas.append(library)
-    for module in [name for name in sys.modules if name == "torchvision" or name.startswith("torchvision.")]:
-        del sys.modules[module]
-    return importlib.import_module("torchvision.datasets")

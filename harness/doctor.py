@@ -122,7 +122,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _torchvision() -> Iterator[Finding]:
-    from harness.data import torchvision_module
+    from harness.mirrors import torchvision_module
 
     try:
         torchvision_module()

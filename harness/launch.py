@@ -11,11 +11,12 @@ from torch import nn
 
 from harness.checkpoint import Checkpoint
 from harness.config import FIELDS, RunConfig
+from harness.ending import ending
 from harness.errors import InputError, refusal
 from harness.layerlist import LayerList
 from harness.plan import Plan, prepare
 from harness.pruning import Rule
-from harness.recorder import BEST, LAST, PREVIOUS, Recorder, RunResult, ending
+from harness.recorder import BEST, LAST, PREVIOUS, Recorder, RunResult
 from harness.results import EpochRecord
 from harness.store import Store, in_one_line
 from harness.study import SINGLE, Cell, Variant

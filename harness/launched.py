@@ -16,7 +16,8 @@ from harness.numerics import NATIVE
 from harness.outage import IMPATIENT, told
 from harness.space import Search
 from harness.store import Store, store_uri
-from harness.study import Study, shipped
+from harness.study import Study
+from harness.studyfile import shipped
 from harness.survey import Standing, survey
 from harness.tracking import RunLog
 

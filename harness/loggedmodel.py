@@ -22,7 +22,7 @@ def log(client: MlflowClient, run: Run, module: nn.Module, inputs: Tensor, step:
     people look for them. `inputs` (B, features) are its example.
     """
     if find_spec("pytorch_lightning"):  # where that is installed, mlflow imports it, and it torchvision
-        from harness.data import torchvision_module
+        from harness.mirrors import torchvision_module
 
         torchvision_module()
     import mlflow.pytorch

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import shlex
 import tempfile
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -17,8 +16,8 @@ from harness import chart, health, record, trace
 from harness.architecture import as_module, initial_state
 from harness.checkpoint import Checkpoint, state_digest
 from harness.components.layers import Linear
-from harness.config import RunConfig, slug
-from harness.errors import CheckpointError, MissingArtifact, StoreAway, TakenOver
+from harness.config import RunConfig
+from harness.errors import CheckpointError, MissingArtifact
 from harness.histograms import FILE as HISTOGRAMS
 from harness.histograms import Histogram, Histograms
 from harness.network import Network
@@ -266,37 +265,3 @@ def describe(plan: Plan, result: RunResult) -> str:
         *(f"**Lost**: {figure}" for figure in result.lost),
     ]
     return "\n\n".join(lines)
-
-
-@contextmanager
-def ending(log: RunLog, say: Callable[[str], None]) -> Iterator[None]:
-    """See that a run that does not finish ends in one state: KILLED by the user, or FAILED with its traceback."""
-    try:
-        yield
-    except TakenOver:  # whoever has the run now writes how it ends
-        raise
-    except BaseException as error:
-        fail(log, error)
-        again = f"go on with: harness train --resume {log.id}" if log.begun else "it had not begun: start it afresh"
-        say(f"{'killed' if _killed(error) else 'failed'}   {log.id}; {again}")
-        raise
-
-
-def fail(log: RunLog, error: BaseException) -> None:
-    """Write how a run ended that did not finish. What broke the run may break this too: the first error is the one to show.
-
-    A run that another process has taken over is that one's to end. One whose store is away is left as it stands there: it has
-    not ended, and goes on from its journal.
-    """
-    if isinstance(error, StoreAway | TakenOver):
-        return
-    with suppress(Exception):
-        log.finish("KILLED" if _killed(error) else "FAILED")
-    with suppress(Exception):
-        if not _killed(error):
-            log.tags({"error": slug(f"{type(error).__name__} {error}"[:500])})
-            log.text("traceback.txt", "".join(traceback.format_exception(error)))
-
-
-def _killed(error: BaseException) -> bool:
-    return isinstance(error, KeyboardInterrupt)

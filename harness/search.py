@@ -16,13 +16,13 @@ from harness import chart, driver, engine, findings, pruning, report, stacks
 from harness.cells import Launch, StudyResult
 from harness.data import Data
 from harness.driver import alone
+from harness.ending import fail
 from harness.engine import Engine
 from harness.errors import InputError
 from harness.plan import Plan, prepare, prepare_all
 from harness.progress import Progress, Say, Watch
 from harness.proposals import Proposer
 from harness.pruning import Rule, Trial
-from harness.recorder import fail
 from harness.space import Search
 from harness.store import Store, in_one_line
 from harness.study import Cell, Study, Variant

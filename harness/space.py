@@ -16,7 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
 from harness import ranges
 from harness.errors import InputError, refusal
 from harness.ranges import SEARCHED, Levels, Number, Range
-from harness.study import Study, Variant, find, from_toml, is_search, parse_seeds
+from harness.study import Study, Variant, parse_seeds
+from harness.studyfile import find, is_search, tables
 
 VALIDATED = ("final/val_loss", "final/val_accuracy")
 EDGE = 0.05  # of a range: a best setting that is nearer to an end says that the range may be too small
@@ -76,7 +77,7 @@ class Search(BaseModel):
     @classmethod
     def parse(cls, text: str, path: Path) -> Self:
         """A search from TOML. Raises InputError with the line of a slip."""
-        values = from_toml(text, path)
+        values = tables(text, path)
         if not is_search(values):
             raise InputError(f"study {path} has no [search] and no [space]; `harness study` runs it")
         return cls.of(**values)
@@ -274,4 +275,4 @@ class Search(BaseModel):
 def read(name: str | Path) -> Study | Search:
     """What a name or path stands for: a study, or a search."""
     text, path = find(name)
-    return Search.parse(text, path) if is_search(from_toml(text, path)) else Study.parse(text, path)
+    return Search.parse(text, path) if is_search(tables(text, path)) else Study.parse(text, path)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +15,14 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, ValidationError
 
+from harness import studyfile
 from harness.config import FIELDS, RunConfig
-from harness.errors import InputError, cut, refusal, short
-from harness.limits import LONGEST_NAME, MOST_BYTES, MOST_CELLS, MOST_VARIANTS, check_size, small_text
+from harness.errors import InputError, refusal, short
+from harness.limits import LONGEST_NAME, MOST_BYTES, MOST_CELLS, MOST_VARIANTS
 
 Design = Literal["one_factor_at_a_time", "factorial", "list"]
 METRICS = tuple(f"final/{part}_{what}" for part in ("test", "val", "train") for what in ("loss", "accuracy"))
 SINGLE = "harness"  # what single runs have in place of a study's name, and the experiment that they lie in
-# A key of many parts: tomllib takes time and memory by the square of their number, so 30,000 letters take 4 GB.
-DEEP = re.compile(r"""(?<![^\s.,\[{])(?:(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){20}""", re.ASCII)
 ALLOWED = {
     "name": "small letters, digits, - and _",
     "question": "a sentence",
@@ -226,13 +223,13 @@ class Study(BaseModel):
     @classmethod
     def read(cls, name: str | Path) -> Self:
         """A study by its name (`experiments/` of the working directory, then the ones shipped) or its file's path."""
-        return cls.parse(*find(name))
+        return cls.parse(*studyfile.find(name))
 
     @classmethod
     def parse(cls, text: str, path: Path) -> Self:
         """A study from TOML; networks named in it lie relative to `path`. Raises InputError with the line of a slip."""
-        values = from_toml(text, path)
-        if is_search(values):
+        values = studyfile.tables(text, path)
+        if studyfile.is_search(values):
             raise InputError(f"study {path} is a search, which `harness search` runs")
         return cls(**values)
 
@@ -253,44 +250,6 @@ class Study(BaseModel):
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
 
 
-def find(name: str | Path) -> tuple[str, Path]:
-    """The text and the path of a study's file, by its name or path. Raises InputError when there is none."""
-    path = Path(name)
-    if path.suffix != ".toml" and len(path.parts) == 1:
-        folders = (Path("experiments"), shipped())
-        found = [file for folder in folders for file in folder.glob("*.toml") if file.stem == str(name)]
-        if not found:
-            known = sorted({file.stem for folder in folders for file in folder.glob("*.toml")})
-            raise InputError(f"{refusal('study', str(name), known)}, or the path of a TOML file")
-        path = found[0]
-    try:
-        return small_text(path), path
-    except (OSError, ValueError) as error:  # also too long, bytes that are not UTF-8, a zero byte in the path
-        raise InputError(f"study {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
-def from_toml(text: str, path: Path) -> dict[str, Any]:
-    """The tables of a study's file, its networks as absolute paths. Raises InputError for a text that is not TOML."""
-    try:
-        check_size(text)
-        if deep := DEEP.search(text):
-            raise ValueError(f"{short(deep[0])} is no key; allowed: keys of one or two parts")
-        values = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
-        raise InputError(f"study {path} is not TOML: {cut(str(error), 200)}") from None
-    for table in (values.get("base"), *_list(values.get("variants"))):
-        if isinstance(table, dict) and "network" in table:
-            table["network"] = _beside(path, table["network"])
-    if isinstance(factors := values.get("factors"), dict) and isinstance(factors.get("network"), list):
-        factors["network"] = [_beside(path, level) for level in factors["network"]]
-    return values
-
-
-def is_search(values: Mapping[str, Any]) -> bool:
-    """Whether the tables of a file are a search: settings are to be found, not given."""
-    return "search" in values or "space" in values
-
-
 def parse_seeds(text: str) -> list[int]:
     """Seeds from text: `0..9` (both ends included), `0,1,2`, `0..4,7`. Raises InputError for anything else."""
     seeds: list[int] = []
@@ -304,19 +263,3 @@ def parse_seeds(text: str) -> list[int]:
             raise InputError(refusal("seeds", text, ALLOWED["seeds"]))
         seeds += range(first, last + 1)
     return seeds
-
-
-def shipped() -> Path:
-    """The folder of the studies that come with harness: in a wheel inside the package, in a checkout beside it."""
-    inside = Path(__file__).parent / "experiments"
-    return inside if inside.is_dir() else Path(__file__).parents[1] / "experiments"
-
-
-def _beside(path: Path, network: Any) -> Any:
-    """A layer list's path seen from the study's file; `mlp` and lists themselves stay."""
-    is_path = isinstance(network, str) and network != "mlp" and not network.lstrip().startswith("{")
-    return str((path.parent / os.path.expanduser(network)).absolute()) if is_path else network
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []

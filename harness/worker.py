@@ -12,12 +12,13 @@ from functools import partial
 
 from harness.checkpoint import Checkpoint
 from harness.config import RunConfig
+from harness.ending import fail
 from harness.errors import DataError, InputError, StoreAway, StoreError
 from harness.launch import run
 from harness.outage import WAIT, is_outage
 from harness.plan import prepare
 from harness.pruning import Rule
-from harness.recorder import PREVIOUS, Recorder, RunResult, fail
+from harness.recorder import PREVIOUS, Recorder, RunResult
 from harness.results import EpochRecord
 from harness.store import Store
 from harness.study import Cell

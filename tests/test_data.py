@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness import data
+from harness import data, mirrors
 from harness.data import DATASETS, Source, load
 from harness.errors import DataError, InputError
 
@@ -63,7 +63,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         closed = f"http://127.0.0.1:{free.getsockname()[1]}/"
     for source in DATASETS.values():
         if source.torchvision:
-            monkeypatch.setattr(getattr(data.torchvision_module(), source.torchvision), "mirrors", [closed])
+            monkeypatch.setattr(getattr(mirrors.torchvision_module(), source.torchvision), "mirrors", [closed])
     data._load.cache_clear()
     yield
     data._load.cache_clear()
@@ -413,7 +413,7 @@ def serving(folder: Path, monkeypatch: pytest.MonkeyPatch, cls: str = "MNIST") -
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        torchvision = getattr(data.torchvision_module(), cls)
+        torchvision = getattr(mirrors.torchvision_module(), cls)
         monkeypatch.setattr(torchvision, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
         try:
             yield asked
@@ -438,7 +438,7 @@ def mirror(mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def accept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have torchvision expect the MD5 of the archives that are there."""
     resources = [(f"{file}.gz", hashlib.md5((folder / f"{file}.gz").read_bytes()).hexdigest()) for file in FILES]
-    monkeypatch.setattr(data.torchvision_module().MNIST, "resources", resources)
+    monkeypatch.setattr(mirrors.torchvision_module().MNIST, "resources", resources)
 
 
 def test_missing_files_are_downloaded_once(
@@ -523,9 +523,9 @@ def answering(answer: bytes) -> Iterator[str]:
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\nabc"], ids=["nothing", "a beginning"])
 def test_a_mirror_that_falls_silent_is_given_up(answer: bytes, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "DOWNLOAD_SECONDS", 0.5)
+    monkeypatch.setattr(mirrors, "SILENCE", 0.5)
     with answering(answer) as url:
-        monkeypatch.setattr(data.torchvision_module().MNIST, "mirrors", [url])
+        monkeypatch.setattr(mirrors.torchvision_module().MNIST, "mirrors", [url])
         start = time.monotonic()
         line = refused("mnist", data_dir)
         seconds = time.monotonic() - start
@@ -559,7 +559,7 @@ def kmnist(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (raw / file).write_bytes(content)
         digests[f"{file}.gz"] = sha256(archive)
         resources.append((f"{file}.gz", hashlib.md5(archive).hexdigest()))
-    monkeypatch.setattr(data.torchvision_module().KMNIST, "resources", resources)
+    monkeypatch.setattr(mirrors.torchvision_module().KMNIST, "resources", resources)
     monkeypatch.setitem(DATASETS, "kmnist", Source(digests, mean=0.5, std=0.3, torchvision="KMNIST"))  # type: ignore[arg-type]
     return raw
 

@@ -25,6 +25,7 @@ ROWS = (
         "config",
         "results",
         "sources",
+        "studyfile",
         "study",
         "sequential",
         "ranges",
@@ -45,6 +46,7 @@ ROWS = (
         "components.activations",
         "components.norms",
         "components.optimizers",
+        "mirrors",
         "data",
     ),
     (
@@ -91,6 +93,7 @@ ROWS = (
     ),
     (
         "plan",
+        "ending",
         "recorder",
         "launch",
         "worker",

@@ -20,7 +20,8 @@ from harness.launched import Launched, options
 from harness.page import _escaped
 from harness.report import Report
 from harness.store import Store
-from harness.study import Study, shipped
+from harness.study import Study
+from harness.studyfile import shipped
 from harness.tables import chance
 
 pytestmark = [

@@ -25,7 +25,8 @@ from harness.architecture import build_network
 from harness.config import FIELDS, RunConfig, choices
 from harness.errors import InputError
 from harness.space import Search
-from harness.study import METRICS, Cell, Study, parse_seeds, shipped
+from harness.study import METRICS, Cell, Study, parse_seeds
+from harness.studyfile import shipped
 
 ROOT = Path(module.__file__).resolve().parents[1]
 ALPHABET = r"[a-z0-9 ._=-]+"
