@@ -2,61 +2,27 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import matplotlib
 import numpy as np
-import optuna
 from matplotlib import RcParams, pyplot, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
-from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna.visualization import matplotlib as optunas
 
 from harness.canvas import COLOURS, LINES, MARKERS, UNITS, WIDTH, Drawing, lay_out
 from harness.figures import FONT
-from harness.frames import each
-from harness.ranges import WHOLE, Levels, Range
-from harness.study import Variant
+from harness.scene import WIDE, Scene, TooFew
 from harness.trials import Trials
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)
 COLUMNS = 4  # of panels in a row
 MOST_CONTOURS = 4  # parameters that a square of panels can hold
-WIDE = 12  # times its least value: a loss that varies more is shown by its logarithm
-STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}  # all else counts as failed
-
-
-class TooFew(ValueError):
-    """Why there is no figure."""
-
-
-@dataclass(frozen=True)
-class Scene:
-    """The trials of one condition as Optuna has them."""
-
-    prefix: str  # of its files
-    study: optuna.Study
-    varied: tuple[str, ...]  # parameters with at least two values among its complete trials
-    words: str  # the metric, as an axis says it
-    wide: bool
-
-    @property
-    def shown(self) -> dict[str, Any]:
-        """What Optuna is told to show: the metric, or its logarithm."""
-        return {"target": _logarithm, "target_name": f"log10 of {self.words}"} if self.wide else {"target_name": self.words}
-
-    @property
-    def count(self) -> int:
-        return len(self.study.get_trials(states=(TrialState.COMPLETE,)))
 
 
 def drawings(trials: Trials) -> tuple[list[Drawing], dict[str, list[Drawing]], list[str]]:
@@ -78,7 +44,7 @@ def drawings(trials: Trials) -> tuple[list[Drawing], dict[str, list[Drawing]], l
         joint += drawn("best so far", lambda: best_so_far(trials))
     for row in trials.search.study.rows:
         title = row.name if trials.search.study.factors else "the search"
-        view = scene(trials, row)
+        view = Scene.of(trials, row)
         groups[title] = [
             one
             for name, draw in FIGURES.items()
@@ -124,27 +90,6 @@ def best_so_far(trials: Trials) -> Drawing:
 # Optuna's own
 
 
-def scene(trials: Trials, row: Variant) -> Scene:
-    """A condition's trials, rebuilt as Optuna's study under their own numbers."""
-    search, mine = trials.search, trials.of(row)
-    study = optuna.create_study(direction=search.direction, study_name=f"{search.name} {row.name}")
-    for trial in each(mine):
-        setting = dict(trials.settings[trial.variant])
-        state = STATES.get(trial.state, TrialState.FAIL)
-        value = trial.value if state is TrialState.COMPLETE else None
-        kinds = {name: _distribution(name, search.space[name]) for name in setting}
-        study.add_trial(create_trial(state=state, value=value, params=setting, distributions=kinds))
-    whole = mine[mine.state == "complete"]
-    seen: dict[str, set[Any]] = {}
-    for name, _ in search.order:
-        seen[name] = {trials.settings[trial][name] for trial in whole.variant if name in trials.settings[trial]}
-    varied = tuple(name for name, values in seen.items() if len(values) > 1)
-    what = search.study.metric.rpartition("_")[2]
-    wide = what == "loss" and len(whole) > 0 and whole.value.min() > 0 and whole.value.max() > WIDE * whole.value.min()
-    prefix = f"{re.sub(r'[^a-z0-9]+', '-', row.name.lower()).strip('-')}-" if search.study.factors else ""
-    return Scene(prefix, study, varied, f"validation {UNITS[what]}", bool(wide))
-
-
 def history(view: Scene) -> Drawing:
     """Each trial's value and the best so far."""
     if not view.count:
@@ -164,11 +109,11 @@ def history(view: Scene) -> Drawing:
 
 def importances(view: Scene, method: str) -> Drawing:
     """How much of the value's variation each parameter accounts for."""
-    _least(view)
+    view.check()
     evaluators = {"fANOVA": FanovaImportanceEvaluator(seed=0), "PED-ANOVA": PedAnovaImportanceEvaluator()}
     told = view.shown if method == "fANOVA" else {"target_name": view.words}  # PED-ANOVA is of ranks, and so the same
     with _ours(WIDTH, 0.9 + 0.3 * len(view.varied)):
-        ax = optunas.plot_param_importances(view.study, evaluators[method], params=_common(view, method), **told)
+        ax = optunas.plot_param_importances(view.study, evaluators[method], params=view.common(method), **told)
         ax.set(title="", xlabel=f"importance by {method}", ylabel="")
         ax.set_xlim(0, 1.12 * max([bar.get_width() for bar in ax.containers[0]] or [1]) or 1)
         for bar in ax.patches:
@@ -191,7 +136,7 @@ def importances(view: Scene, method: str) -> Drawing:
 
 def slices(view: Scene) -> Drawing:
     """Values against one parameter at a time."""
-    _least(view)
+    view.check()
     rows = -(-len(view.varied) // COLUMNS)
     with _ours(WIDTH, 0.6 + 2.1 * rows):
         axes: list[Any] = np.atleast_1d(np.asarray(optunas.plot_slice(view.study, list(view.varied), **view.shown))).tolist()
@@ -208,7 +153,7 @@ def slices(view: Scene) -> Drawing:
 
 def parallel(view: Scene) -> Drawing:
     """All parameters of a trial as one line."""
-    _least(view)
+    view.check()
     with _ours(WIDTH, 4.0):
         ax = optunas.plot_parallel_coordinate(view.study, list(view.varied), **view.shown)
         ax.set_title("")
@@ -221,7 +166,7 @@ def parallel(view: Scene) -> Drawing:
 
 def contour(view: Scene) -> Drawing:
     """Values over pairs of parameters."""
-    _least(view)
+    view.check()
     if len(view.varied) < 2:
         raise TooFew("only one parameter has several values; it takes two")
     chosen, more = list(view.varied), ""
@@ -254,38 +199,6 @@ FIGURES: dict[str, Callable[[Scene], Drawing]] = {
     "parallel coordinates": parallel,
     "contour": contour,
 }
-
-
-def _distribution(name: str, asked: Range | Levels) -> BaseDistribution:
-    if isinstance(asked, Levels):
-        return CategoricalDistribution(asked.choices)
-    if name in WHOLE:
-        return IntDistribution(int(asked.low), int(asked.high), log=asked.log, step=int(asked.step or 1))
-    return FloatDistribution(asked.low, asked.high, log=asked.log, step=asked.step)
-
-
-def _least(view: Scene) -> None:
-    if view.count < 2:
-        raise TooFew(f"{view.count} trial{'s' * (view.count != 1)} came to an end; it takes two")
-    if not view.varied:
-        raise TooFew("no parameter has two values")
-
-
-def _common(view: Scene, method: str) -> list[str]:
-    """The parameters that a method can judge."""
-    if method == "PED-ANOVA":
-        return list(view.varied)
-    whole = view.study.get_trials(states=(TrialState.COMPLETE,))
-    if not (common := [name for name in view.varied if all(name in trial.params for trial in whole)]):
-        raise TooFew("no parameter stands in each trial")
-    if len({trial.value for trial in whole}) < 2:
-        raise TooFew("all trials have one value")
-    return common
-
-
-def _logarithm(trial: FrozenTrial) -> float:
-    assert trial.value is not None  # it is complete
-    return float(np.log10(trial.value))
 
 
 @contextmanager

@@ -89,6 +89,7 @@ ROWS = (
         "figures",
         "trials",
         "ranking",
+        "scene",
         "landscape",
     ),
     (
@@ -124,7 +125,7 @@ ALONE = {
     "click": {"options", "commands", "cli"},
     "rich": {"screen"},
     "distributed": {"engine"},
-    "optuna": {"proposals", "landscape"},
+    "optuna": {"proposals", "scene", "landscape"},
     "statsmodels": {"variance"},
 }
 
