@@ -11,7 +11,9 @@ import binascii
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from harness.space import Search
 
 STARTUP = 5  # complete trials before the median prunes, as in Optuna
 HALVING = 3  # of the trials at a rung one in so many goes on
@@ -83,6 +85,18 @@ class Rule:
 def mean(curves: Mapping[int, Curve], epoch: int) -> float:
     """The mean cost over seeds, in the order of seeds: sums of floats depend on it."""
     return statistics.fmean(curves[seed][epoch] for seed in sorted(curves))
+
+
+def rule(search: Search, condition: str, number: int, epochs: int, past: Sequence[Trial]) -> Rule:
+    """The rule of a search's pruner for a trial of a condition, made of that condition's trials before it."""
+    made = Rule(search.curve, 1 if search.direction == "minimize" else -1, epochs)
+    if search.settings.pruner == "median":
+        return replace(made, bounds=median(past, epochs), at_best=True)
+    if search.settings.pruner == "hyperband":
+        return replace(made, bounds=hyperband(past, epochs, number, f"{search.name} {condition}"))
+    if search.settings.pruner == "wilcoxon" and (rival := best(past)) is not None:
+        return replace(made, rival=rival.curves)
+    return made
 
 
 def median(past: Sequence[Trial], epochs: int) -> dict[int, float]:

@@ -8,11 +8,12 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness import chart, driver, engine, findings, pruning, report, stacks
+from harness.asked import Asked
 from harness.cells import Launch, StudyResult
 from harness.data import Data
 from harness.driver import alone
@@ -22,34 +23,13 @@ from harness.errors import InputError
 from harness.plan import Plan, prepare, prepare_all
 from harness.progress import Progress, Say, Watch
 from harness.proposals import Proposer
-from harness.pruning import Rule, Trial
+from harness.pruning import Trial
 from harness.space import Search
 from harness.store import Store, in_one_line
 from harness.study import Cell, Study, Variant
 from harness.survey import IDENTITY
 from harness.tracking import RunLog
 from harness.worker import Work
-
-
-@dataclass
-class Asked:
-    """A trial: what was asked for and, once it has ended, what it came to."""
-
-    condition: Variant
-    number: int
-    setting: Mapping[str, Any]
-    name: str
-    plans: list[Plan] = field(default_factory=list)  # of its runs; none where the data refuses the setting
-    rule: Rule | None = None
-    came: Trial | None = None
-    why: str = ""  # it was refused or failed
-
-    @property
-    def state(self) -> str:
-        """`complete`, `pruned`, `diverged`, `refused`, `failed`, or `asked`."""
-        if self.came is None:
-            return "asked" if not self.why else "failed" if self.plans else "refused"
-        return "pruned" if self.came.pruned is not None else "complete" if math.isfinite(self.came.cost) else "diverged"
 
 
 @dataclass(frozen=True)
@@ -206,16 +186,7 @@ class Hunt:
             trial.plans.append(plan)
             self.cells[cell.name] = {name: str(plan.tags[name]) for name in (*IDENTITY, "dataset")}
         past = [t.came for t in self.trials if t.condition.name == trial.condition.name and t.came is not None]
-        config, pruner = trial.plans[0].config, self.search.settings.pruner
-        rule = Rule(self.search.curve, 1 if self.search.direction == "minimize" else -1, config.epochs)
-        if pruner == "median":
-            rule = replace(rule, bounds=pruning.median(past, config.epochs), at_best=True)
-        elif pruner == "hyperband":
-            named = f"{self.search.name} {trial.condition.name}"
-            rule = replace(rule, bounds=pruning.hyperband(past, config.epochs, trial.number, named))
-        elif pruner == "wilcoxon" and (rival := pruning.best(past)) is not None:
-            rule = replace(rule, rival=rival.curves)
-        trial.rule = rule
+        trial.rule = pruning.rule(self.search, trial.condition.name, trial.number, trial.plans[0].config.epochs, past)
 
     def _train(self, round_: list[Asked]) -> None:
         """Train what the store has not got of a round; then tell the samplers what its trials came to, in order."""
@@ -310,23 +281,14 @@ class Hunt:
 
     def _keep(self, log: Any, overrides: Mapping[str, Any]) -> None:
         """Write down, in the report run, what was asked so far and what it came to: `results` reads it."""
-        trials = [
-            {
-                "variant": trial.name,
-                "condition": trial.condition.name,
-                "trial": trial.number,
-                "state": trial.state,
-                "value": abs(trial.came.cost) if trial.came and math.isfinite(trial.came.cost) else None,
-                "epochs": trial.came.last if trial.came else None,
-                "why": trial.why,
-                "setting": dict(trial.setting),
-            }
-            for trial in self.trials
-        ]
         planned = [trial for trial in self.trials if trial.plans]
         rows = [{"name": trial.name, **self.search.levels(trial.condition), **trial.setting} for trial in planned]
         found = {row: trial for row in self.proposers if (trial := self.best(row)) is not None}
         commands = {row: self.search.command(trial.condition, trial.setting) for row, trial in found.items()}
-        content = {"search": json.loads(self.search.model_dump_json()), "trials": trials, "best": commands}
+        content = {
+            "search": json.loads(self.search.model_dump_json()),
+            "trials": [t.kept for t in self.trials],
+            "best": commands,
+        }
         if rows:
             report.keep(log, self.search.unfolded(rows), self.cells, overrides, content)

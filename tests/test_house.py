@@ -109,7 +109,7 @@ ROWS = (
         "cells",
         "driver",
     ),
-    ("proposals", "search", "verification", "doctor"),
+    ("proposals", "asked", "search", "verification", "doctor"),
     ("screen", "options", "commands", "cli", "__main__"),
 )
 ORDER = [name for row in ROWS for name in row]
