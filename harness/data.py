@@ -267,7 +267,7 @@ def _checked(path: Path, wanted: str, name: str) -> str:
 
 
 def _download(name: str, source: Source, folder: Path, missing: set[str]) -> None:
-    """Fetch missing files. Raises DataError in one line where no mirror has them."""
+    """Fetch missing files. Raises DataError in one line, whatever stands in the way."""
     try:
         mirrors.fetch(source.torchvision, folder, missing)
     except Exception as error:  # torchvision lets through whatever the network, the archive and the disk raise

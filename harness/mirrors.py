@@ -15,16 +15,17 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-SILENCE = 10  # seconds without a byte, after which a mirror counts as dead
+DEAD_SECONDS = 10  # without a byte, after which a mirror counts as dead
 
 
 def fetch(dataset: str, folder: Path, missing: Collection[str]) -> None:
-    """Fetch the archives of a class of `torchvision.datasets` that hold missing files, from the first mirror that has them.
+    """Fetch and unpack what is missing of a dataset, a class of `torchvision.datasets`: each archive from the first mirror that
+    has it.
 
     Raises whatever the network, the archive and the disk do.
     """
     lock = Path(tempfile.gettempdir()) / f"harness-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.lock"
-    with FileLock(lock), _socket_timeout(SILENCE):
+    with FileLock(lock), _socket_timeout(DEAD_SECONDS):
         torchvision = torchvision_module()
         found = getattr(torchvision, dataset)
         for archive, md5 in found.resources:

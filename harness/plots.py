@@ -17,7 +17,7 @@ from harness.results import EpochRecord
 
 Write = Callable[[Path], object]
 ROW = 3.3  # inches
-TICKS = 5  # steps of an axis at most: each tick takes as long to draw as a curve
+TICKS = 5  # steps of a linear axis at most: each tick takes as long to draw as a curve
 # Okabe & Ito 2008: told apart by colour-blind readers; line styles tell them apart in grey
 STYLES = {"train": ("#0072B2", "-", "o"), "val": ("#E69F00", ":", "^"), "test": ("#D55E00", "--", "s")}
 

@@ -12,8 +12,10 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from harness.space import Search
+if TYPE_CHECKING:
+    from harness.space import Search
 
 STARTUP = 5  # complete trials before the median prunes, as in Optuna
 HALVING = 3  # of the trials at a rung one in so many goes on

@@ -523,7 +523,7 @@ def answering(answer: bytes) -> Iterator[str]:
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\nabc"], ids=["nothing", "a beginning"])
 def test_a_mirror_that_falls_silent_is_given_up(answer: bytes, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirrors, "SILENCE", 0.5)
+    monkeypatch.setattr(mirrors, "DEAD_SECONDS", 0.5)
     with answering(answer) as url:
         monkeypatch.setattr(mirrors.torchvision_module().MNIST, "mirrors", [url])
         start = time.monotonic()

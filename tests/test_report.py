@@ -135,6 +135,17 @@ def again(name: str) -> str:
     return "".join(found)
 
 
+def test_options_that_say_what_a_study_was_launch_it_again(written: Report) -> None:
+    """As kept by a launch; with launches: the next test."""
+    given = {"seeds": "0", "epochs": "1"}
+    last = Launched.last("lame")
+    matrix = replace(last, study=Study.read("matrix").override(**given), kept={**last.kept, "overrides": given})
+    assert last.again("study") == ""
+    assert matrix.again("study") == "harness study matrix --seeds 0 --epochs 1"
+    assert replace(matrix, looks=2).again("study") == ""
+    assert replace(matrix, study=Study.read("matrix")).again("study") == "", "its options are not these"
+
+
 @pytest.mark.slow
 def test_page_says_how_to_launch_it_again_where_its_name_and_options_do_that(
     written: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -239,6 +239,25 @@ def test_trials_are_the_same_at_any_number_of_workers(store: Path, other: str, m
     assert told(run_search(tiny(), workers=2, say=quiet)) == here
 
 
+def test_search_that_stops_in_its_second_round_goes_on_to_the_same_trials(
+    store: Path, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few trials of one seed and epoch; more of them in the slow test above."""
+
+    def stop(progress: Progress) -> None:
+        if progress.settled >= 3:
+            raise KeyboardInterrupt
+
+    small = tiny(seeds=[0], trials=4, batch=2, base={"epochs": 1}, pruner="none")
+    whole = run_search(small, workers=0, say=quiet)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
+    with pytest.raises(KeyboardInterrupt):
+        run_search(small, workers=0, say=quiet, watch=stop)
+    on = run_search(small, workers=0, say=quiet)
+    assert told(on) == told(whole)
+    assert 0 < on.trained < whole.trained
+
+
 @pytest.mark.parametrize("sampler", ["random", "cmaes", "qmc", "grid"])
 def test_every_sampler_searches(sampler: str, store: Path) -> None:
     space = STEPS if sampler in ("grid", "qmc") else SPACE
@@ -259,13 +278,13 @@ def test_rules_are_those_of_optuna(pruner: str, draw: int) -> None:
     epochs = 9
     drawn = np.random.default_rng(draw)
     curves = (drawn.uniform(size=(24, epochs)) + drawn.uniform(size=(24, 1))).tolist()  # they cross
+    search = tiny(pruner=pruner, base={"epochs": epochs})
     made = optuna.pruners.MedianPruner() if pruner == "median" else optuna.pruners.HyperbandPruner(max_resource=epochs)
-    study = optuna.create_study(pruner=made, study_name="x", sampler=optuna.samplers.RandomSampler(seed=0))
+    study = optuna.create_study(pruner=made, study_name="tiny best", sampler=optuna.samplers.RandomSampler(seed=0))
     past: list[Trial] = []
     ends = []
     for number, values in enumerate(curves):
-        bounds = pruning.median(past, epochs) if pruner == "median" else pruning.hyperband(past, epochs, number, "x")
-        rule = pruning.Rule("val/loss", 1, epochs, bounds, pruner == "median")
+        rule = pruning.rule(search, "best", number, epochs, past)
         whole = {0: dict(enumerate(values, 1))}
         mine = rule.ends(whole)
         trial, theirs = study.ask(), None
@@ -280,3 +299,16 @@ def test_rules_are_those_of_optuna(pruner: str, draw: int) -> None:
         ends.append(mine)
         past.append(Trial(number, {0: {e: v for e, v in whole[0].items() if e <= (mine or epochs)}}, mine))
     assert any(ends)
+
+
+def test_rules_of_a_search_that_compares_with_the_best_or_with_nothing() -> None:
+    past = [Trial(0, {seed: {1: 0.5, 2: 0.4} for seed in range(5)}), Trial(1, {seed: {1: 0.6, 2: 0.3} for seed in range(5)})]
+    worse = {seed: {1: 9.0 + seed, 2: 9.0} for seed in range(5)}
+    rule = pruning.rule(tiny(seeds=range(5), pruner="wilcoxon"), "best", 2, 3, past)
+    assert rule.rival == past[1].curves, "the one of the least cost at its end"
+    assert rule.ends(worse) == 1
+    assert pruning.rule(tiny(seeds=range(5), pruner="wilcoxon"), "best", 0, 3, []).ends(worse) is None
+    assert pruning.rule(tiny(pruner="none"), "best", 2, 3, past).ends(worse) is None
+    by_accuracy = tiny().study.model_copy(update={"metric": "final/val_accuracy"})
+    more = pruning.rule(tiny().model_copy(update={"study": by_accuracy}), "best", 0, 3, [])
+    assert (more.curve, more.sign) == ("val/accuracy", -1)

@@ -43,6 +43,7 @@ def quiet(line: str) -> None:
 
 @pytest.fixture
 def store(own_store: str) -> str:
+    """The URI of an empty store in a folder of its own."""
     return own_store
 
 

@@ -1,0 +1,59 @@
+"""Figures of a run: how they are drawn. That they are written, and what their loss costs, is in test_launch and test_disk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from harness import plots
+from harness.histograms import Histogram
+from harness.results import EpochRecord
+
+
+def drawn(write: Any) -> Figure:
+    """The figure behind what writes it."""
+    figure: Figure = write.func.__self__.figure
+    figure.canvas.draw()
+    return figure
+
+
+def trained(epochs: int) -> list[EpochRecord]:
+    def curves(at: int) -> dict[str, float]:
+        return {
+            "train/loss": 2 / (at + 1),
+            "test/loss": 3 / (at + 1),
+            "train/accuracy": 1 - 1 / (at + 2),
+            "test/accuracy": 0.1 * at,
+        }
+
+    return [EpochRecord(at, curves(at), 0) for at in range(epochs + 1)]
+
+
+def outputs(*layers: str) -> dict[str, Histogram]:
+    drawn = np.random.default_rng(0)
+    return {name: Histogram.of(*(drawn.normal(size=(2, 5000)).astype(np.float32))) for name in layers}
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 10, 37, 100])
+def test_epochs_are_told_in_whole_numbers_and_few_of_them(epochs: int) -> None:
+    for ax in drawn(plots.history(trained(epochs), "a run")).axes:
+        low, high = ax.get_xlim()
+        ticks = [tick for tick in ax.get_xticks() if low <= tick <= high]
+        assert 2 <= len(ticks) <= 6
+        assert all(tick == int(tick) for tick in ticks)
+
+
+@pytest.mark.parametrize("layers", [["linear1"], ["linear1", "act1"], ["linear1", "act1", "linear2", "act2"]])
+def test_titles_of_layers_keep_clear_of_the_figures_above_them(layers: list[str]) -> None:
+    figure = drawn(plots.activations(outputs(*layers), "a run"))
+    boxes = {ax.get_title(): ax.title.get_window_extent() for ax in figure.axes}
+    assert list(boxes) == layers
+    for ax in figure.axes:
+        inside = ax.get_window_extent()
+        labels = [label.get_window_extent() for label in (ax.xaxis.label, *ax.get_xticklabels())]
+        for title, box in boxes.items():
+            assert not box.overlaps(inside), f"{title} lies in {ax.get_title()}"
+            assert not any(box.overlaps(label) for label in labels), f"{title} lies on a label of {ax.get_title()}"
