@@ -16,7 +16,7 @@ from harness.histograms import Histogram
 from harness.results import EpochRecord
 
 Write = Callable[[Path], object]
-ROW = 3.3  # inches
+ROW, HEAD = 3.3, 0.42  # inches: of a row of axes, and of the title of one
 TICKS = 5  # steps of a linear axis at most: each tick takes as long to draw as a curve
 # Okabe & Ito 2008: told apart by colour-blind readers; line styles tell them apart in grey
 STYLES = {"train": ("#0072B2", "-", "o"), "val": ("#E69F00", ":", "^"), "test": ("#D55E00", "--", "s")}
@@ -24,7 +24,7 @@ STYLES = {"train": ("#0072B2", "-", "o"), "val": ("#E69F00", ":", "^"), "test": 
 
 def history(records: Sequence[EpochRecord], title: str) -> Write:
     """Loss (log scale) and accuracy over epochs, one line for each of train, validation and test."""
-    figure = _page(title, rows=1)
+    figure = _page(title, rows=1, head=0.15)
     axes = figure.subplots(1, 2)
     for ax, what, unit in zip(axes, ("loss", "accuracy"), ("cross-entropy, nats", "share of samples"), strict=True):
         for part, (colour, line, marker) in STYLES.items():
@@ -51,7 +51,7 @@ def activations(outputs: Mapping[str, Histogram], title: str) -> Write:
     """Histograms of each hidden layer's outputs on the probe batch, before and after training."""
     columns = min(max(len(outputs), 1), 2)
     rows = max(-(-len(outputs) // columns), 1)
-    figure = _page(title, rows)
+    figure = _page(title, rows, head=HEAD)
     for place, (layer, found) in enumerate(outputs.items(), 1):
         ax = figure.add_subplot(rows, columns, place)
         before, after = found.shares
@@ -69,16 +69,16 @@ def _png(figure: Figure) -> Write:
     return partial(FigureCanvasAgg(figure).print_png, pil_kwargs={"compress_level": 1})
 
 
-def _page(title: str, rows: int) -> Figure:
-    """A figure 9 inches wide with room for two axes in each row, under its title.
+def _page(title: str, rows: int, head: float) -> Figure:
+    """A figure 9 inches wide with room for two axes in each row, under its title and `head` inches for those of axes.
 
     Margins are given in inches: a layout engine finds them by drawing all of it once more, a third of a run's last second.
     """
     lines = textwrap.wrap(title, 90)
-    height = ROW * rows + 0.2 * len(lines)
+    height = ROW * rows + head - HEAD + 0.2 * len(lines)
     figure = Figure(figsize=(9, height), dpi=150)
     figure.subplots_adjust(
-        left=0.85 / 9, right=1 - 0.15 / 9, bottom=0.5 / height, top=1 - (0.42 + 0.2 * len(lines)) / height,
+        left=0.85 / 9, right=1 - 0.15 / 9, bottom=0.5 / height, top=1 - (head + 0.2 * len(lines)) / height,
         wspace=0.25, hspace=0.9 / (ROW - 0.9),
     )  # fmt: skip
     figure.suptitle("\n".join(lines), fontsize=11, y=1 - 0.08 / height, va="top")

@@ -57,3 +57,17 @@ def test_titles_of_layers_keep_clear_of_the_figures_above_them(layers: list[str]
         for title, box in boxes.items():
             assert not box.overlaps(inside), f"{title} lies in {ax.get_title()}"
             assert not any(box.overlaps(label) for label in labels), f"{title} lies on a label of {ax.get_title()}"
+
+
+@pytest.mark.parametrize("title", ["a run", "network=" + "x" * 80 + "-s0 on mnist_5k, diverged in its last epoch"])
+@pytest.mark.parametrize("what", ["history", "activations"])
+def test_title_of_a_run_lies_in_the_picture_and_above_all_axes(what: str, title: str) -> None:
+    write = plots.history(trained(2), title) if what == "history" else plots.activations(outputs("linear1"), title)
+    figure = drawn(write)
+    assert "".join(figure.get_suptitle().split()) == "".join(title.split())
+    (text,) = figure.texts
+    box = text.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+    assert box.y1 <= figure.bbox.height
+    below = [*figure.axes, *(ax.title for ax in figure.axes if ax.get_title())]
+    assert not any(box.overlaps(part.get_window_extent()) for part in below)
