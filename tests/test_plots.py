@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from harness import plots
@@ -25,25 +26,35 @@ def trained(epochs: int) -> list[EpochRecord]:
         return {
             "train/loss": 2 / (at + 1),
             "test/loss": 3 / (at + 1),
-            "train/accuracy": 1 - 1 / (at + 2),
-            "test/accuracy": 0.1 * at,
+            "train/accuracy": 0.1 + 0.6 * at / epochs,
+            "test/accuracy": 0.15 + 0.6 * at / epochs,
         }
 
     return [EpochRecord(at, curves(at), 0) for at in range(epochs + 1)]
 
 
 def outputs(*layers: str) -> dict[str, Histogram]:
-    drawn = np.random.default_rng(0)
-    return {name: Histogram.of(*(drawn.normal(size=(2, 5000)).astype(np.float32))) for name in layers}
+    values = np.random.default_rng(0).normal(size=(2, 5000)).astype(np.float32)
+    return {name: Histogram.of(*values) for name in layers}
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 10, 37, 100])
+def ticks(axis: Axis) -> list[float]:
+    low, high = axis.get_view_interval()
+    return [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 6, 10, 37, 100])
 def test_epochs_are_told_in_whole_numbers_and_few_of_them(epochs: int) -> None:
     for ax in drawn(plots.history(trained(epochs), "a run")).axes:
-        low, high = ax.get_xlim()
-        ticks = [tick for tick in ax.get_xticks() if low <= tick <= high]
-        assert 2 <= len(ticks) <= 6
-        assert all(tick == int(tick) for tick in ticks)
+        assert 2 <= len(ticks(ax.xaxis)) <= 6
+        assert all(tick == int(tick) for tick in ticks(ax.xaxis))
+
+
+def test_linear_axes_have_few_ticks() -> None:
+    _, accuracy = drawn(plots.history(trained(10), "a run")).axes
+    (histogram,) = drawn(plots.activations(outputs("linear1"), "a run")).axes
+    for axis in (accuracy.yaxis, histogram.xaxis, histogram.yaxis):
+        assert 2 <= len(ticks(axis)) <= 6
 
 
 @pytest.mark.parametrize("layers", [["linear1"], ["linear1", "act1"], ["linear1", "act1", "linear2", "act2"]])

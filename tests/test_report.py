@@ -136,7 +136,7 @@ def again(name: str) -> str:
 
 
 def test_options_that_say_what_a_study_was_launch_it_again(written: Report) -> None:
-    """As kept by a launch; with launches: the next test."""
+    """From what a launch keeps; the next test launches."""
     given = {"seeds": "0", "epochs": "1"}
     last = Launched.last("lame")
     matrix = replace(last, study=Study.read("matrix").override(**given), kept={**last.kept, "overrides": given})
