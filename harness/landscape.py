@@ -114,7 +114,8 @@ def importances(view: Scene, method: str) -> Drawing:
     told = view.shown if method == "fANOVA" else {"target_name": view.words}  # PED-ANOVA is of ranks, and so the same
     with _ours(WIDTH, 0.9 + 0.3 * len(view.varied)):
         ax = optunas.plot_param_importances(view.study, evaluators[method], params=view.common(method), **told)
-        ax.set(title="", xlabel=f"importance by {method}", ylabel="")
+        ax.set_title("", loc="left")
+        ax.set(xlabel=f"importance by {method}", ylabel="")
         ax.set_xlim(0, 1.12 * max([bar.get_width() for bar in ax.containers[0]] or [1]) or 1)
         for bar in ax.patches:
             bar.set_color(COLOURS[0])

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import pytest
@@ -143,6 +143,16 @@ def test_figures_that_trials_are_too_few_for_are_left_out_and_said(written: Mapp
     drawn = {drawing.name for drawing in [*joint, *(drawing for group in groups.values() for drawing in group)]}
     assert drawn == {"best-so-far", "optimizer-sgd-history", "optimizer-adam-history"}
     assert "slice of optimizer=sgd left out: 1 trial came to an end; it takes two" in left
+
+
+def test_figures_of_a_search_have_no_title_of_their_own_below_the_pages(written: Mapping[str, bytes]) -> None:
+    joint, groups, _ = landscape.drawings(Trials.last("fair"))
+    figures = {drawing.name: drawing.figure for drawing in [*joint, *(one for group in groups.values() for one in group)]}
+    assert {"optimizer-adam-importances-fanova", "optimizer-adam-slice", "optimizer-adam-contour"} <= set(figures)
+    for name, figure in figures.items():
+        places: tuple[Literal["left", "center", "right"], ...] = ("left", "center", "right")
+        titles = [figure.get_suptitle(), *(ax.get_title(place) for ax in figure.axes for place in places)]
+        assert not any(titles), f"{name}: {titles}"
 
 
 # ranks
