@@ -327,6 +327,7 @@ def test_run_that_was_trained_is_not_trained_over(
     assert client.get_run(run_id).to_dictionary() == before
 
 
+@pytest.mark.slow
 def test_terminal_shows_a_bar_and_ends_with_the_run(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
@@ -368,6 +369,7 @@ def test_terminal_shows_a_bar_and_ends_with_the_run(tmp_path: Path) -> None:
     assert [line for line in shown if re.match(r"epoch 1/2  train loss", line)]
 
 
+@pytest.mark.slow
 def test_reader_that_leaves_does_not_break_the_run(tmp_path: Path) -> None:
     """`harness train | head -1` is no failure of the training."""
     process = start(tmp_path, "train", *TINY)
@@ -399,6 +401,7 @@ def test_kill_while_a_fresh_store_is_being_made_leaves_one_that_can_be_used(size
     assert again.returncode == 0, again.stderr
 
 
+@pytest.mark.slow
 def test_run_needs_no_git(tmp_path: Path) -> None:
     """The commit is a fact of the record, not a condition of training."""
     done = harness_says(tmp_path, "train", *TINY, PATH=str(tmp_path / "nothing-here"))

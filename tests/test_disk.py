@@ -155,7 +155,8 @@ def kib_until(epoch: int, place: Path, whole: RunResult) -> int:
     return best + min(epoch, 2) * last + 40
 
 
-@pytest.mark.parametrize("epoch", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("epoch", [0, 1, 2])
 def test_run_on_a_full_disk_fails_with_its_checkpoint_whole_and_goes_on_when_there_is_space(
     epoch: int,
     place: Path,
@@ -282,6 +283,7 @@ def limited(bytes_: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_checkpoint_above_the_limit_on_file_sizes_fails_the_run_with_the_one_before_whole(
     place: Path, client: MlflowClient, whole: RunResult
 ) -> None:
@@ -299,6 +301,7 @@ def test_checkpoint_above_the_limit_on_file_sizes_fails_the_run_with_the_one_bef
     assert files(last.parent.parent) == files(artifacts(place, reference.run_id))
 
 
+@pytest.mark.slow
 def test_store_above_the_limit_on_file_sizes_is_one_line_and_nothing_is_lost(
     place: Path, client: MlflowClient, whole: RunResult
 ) -> None:

@@ -189,7 +189,7 @@ def test_killed_run_is_resumed_to_the_same_bits(
     assert told == list(range(int(started[1]) + 1, EPOCHS + 1))
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_polite_kill_ends_the_run_as_killed_and_it_can_be_resumed(
     how: signal.Signals, client: MlflowClient, whole: RunResult, processes: list[Process]
 ) -> None:
@@ -594,6 +594,7 @@ def test_run_that_is_being_trained_is_refused_and_goes_on_unharmed(
     assert_as_if_nothing_had_happened(client, run_id, whole, attempt=1)
 
 
+@pytest.mark.slow
 def test_run_is_refused_also_to_a_process_with_another_folder_for_temporary_files(
     client: MlflowClient, whole: RunResult, processes: list[Process], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ WILD: dict[str, Any] = {  # from 4 nats over 20,000 in the third epoch, above th
 }  # fmt: skip
 MOMENTS = {moment for rule in OPTIMIZERS.values() for moment in rule.moments}
 ALONE = ("weights", "start curves", "that it diverged", "probe")  # cases with a run of their own
+QUICK = ("weights", "history", "best so far", "position of the dropout stream", "that it diverged")  # one of each kind
 Patch = pytest.MonkeyPatch
 Outcome = dict[str, object]
 
@@ -235,8 +236,8 @@ Whole = Callable[[Mapping[str, Any], bool], Outcome]
 
 
 def items(names: Iterable[str]) -> list[Any]:
-    """For a parametrized test; those of one optimizer's moments are many."""
-    return [pytest.param(name, marks=[pytest.mark.slow] if name.split()[0] in MOMENTS else []) for name in names]
+    """For a parametrized test: two trainings each."""
+    return [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in names]
 
 
 @pytest.mark.parametrize("item", items(CASES))

@@ -102,6 +102,7 @@ def test_search_that_stops_anywhere_goes_on_to_the_same_trials(
     assert list(frames.summary("tiny-best").variant) == ["base", "best"]
 
 
+@pytest.mark.slow
 def test_progress_counts_the_trials_of_the_whole_search(store: Path) -> None:
     seen: list[tuple[Any, ...]] = []
 
@@ -209,6 +210,7 @@ def test_trial_that_fails_ends_the_search_after_its_round_and_is_tried_again(sto
         assert told(run_search(tiny(trials=15), workers=0, say=quiet)) == told(mended)
 
 
+@pytest.mark.slow
 def test_wilcoxon_ends_what_all_seeds_say_is_worse_than_the_best(store: Path) -> None:
     """Three seeds could not say so: the least p of their test is 0.125."""
     steps = {"lr": {"choices": [0.001, 0.1, 0.3, 1e-6]}}
@@ -258,7 +260,9 @@ def test_search_that_stops_in_its_second_round_goes_on_to_the_same_trials(
     assert 0 < on.trained < whole.trained
 
 
-@pytest.mark.parametrize("sampler", ["random", "cmaes", "qmc", "grid"])
+@pytest.mark.parametrize(
+    "sampler", ["grid", *(pytest.param(name, marks=pytest.mark.slow) for name in ("random", "cmaes", "qmc"))]
+)
 def test_every_sampler_searches(sampler: str, store: Path) -> None:
     space = STEPS if sampler in ("grid", "qmc") else SPACE
     result = run_search(tiny(space, [0], sampler=sampler, trials=6, batch=3, pruner="none"), workers=0, say=quiet)

@@ -112,6 +112,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     )
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_how_many_trials_of_all_are_done(story: SimpleNamespace) -> None:
     assert story.code == 0, story.shown
     assert "━" in story.shown
@@ -120,6 +121,7 @@ def test_a_terminal_shows_how_many_trials_of_all_are_done(story: SimpleNamespace
     assert re.search(r"done     4 trials, 8 runs now", story.shown)
 
 
+@pytest.mark.slow
 def test_larger_budget_goes_on_and_tells_each_trial_in_a_line(story: SimpleNamespace) -> None:
     assert (story.more.returncode, story.more.stderr) == (0, "")
     assert not set(story.more.stdout) & CONTROL
@@ -129,6 +131,7 @@ def test_larger_budget_goes_on_and_tells_each_trial_in_a_line(story: SimpleNames
     assert "done     5 trials, 2 runs now" in story.more.stdout
 
 
+@pytest.mark.slow
 def test_results_are_the_trials_the_best_first_and_a_command(story: SimpleNamespace) -> None:
     rows = json.loads(story.results.stdout)
     values = [row["value"] for row in rows]

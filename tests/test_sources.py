@@ -250,6 +250,7 @@ def trained_definitions(config: RunConfig) -> set[tuple[str, str]]:
     return {(file, name) for file, name in seen if file not in ("config.py", "layerlist.py", "errors.py")}
 
 
+@pytest.mark.slow
 def test_every_definition_that_runs_in_training_moves_the_digest(tmp_path: Path, copy: Path) -> None:
     """What ran is found by watching a run, not by following names. What values say, the config digest holds."""
     values = {
