@@ -1,4 +1,4 @@
-"""What harness opens to others, what it would execute, what it records: no port beyond this machine, nothing, no secret."""
+"""What harness opens to others, whom it asks, what it would execute, what it records: no port, nobody, nothing, no secret."""
 
 from __future__ import annotations
 
@@ -36,6 +36,25 @@ seeds = [0]
 base = {dataset = "mnist_5k", epochs = 2, max_batches = 5, hidden_dim = 8}
 factors = {act = ["tanh", "relu"]}
 """
+# what each process does first: write down whom it would reach beyond this machine, and let it reach nobody
+LISTENER = """
+import os, sys
+def hear(event, args):
+    if event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        host = args[0]
+    elif event in ("socket.connect", "socket.sendto") and isinstance(args[1], tuple):
+        host = args[1][0]
+    else:
+        return
+    host = host.decode() if isinstance(host, bytes) else host or "localhost"
+    if host not in ("localhost", "::1") and not host.startswith("127."):
+        with open(os.environ["ASKED"], "a") as out:
+            out.write(host + "\\n")
+        raise PermissionError(f"{host} is not this machine")
+sys.addaudithook(hear)
+"""
+RUN = ("train", "--dataset", "mnist_5k", "--epochs", "2", "--max-batches", "50")
+TESTING = ("CI", "PYTEST_CURRENT_TEST", "GITHUB_ACTIONS", "DO_NOT_TRACK")  # MLflow reports no usage where one of them is set
 
 
 def environment(**env: str) -> dict[str, str]:
@@ -43,14 +62,15 @@ def environment(**env: str) -> dict[str, str]:
     return {**clean, "PYTHONPATH": str(ROOT), **env}
 
 
-# what listens, and what is recorded
+# what listens, who is asked, and what is recorded
 
 
 @dataclass
 class Watched:
-    """A command that has run: its folder, and the sockets that it and its children were seen to listen on."""
+    """A command that has run: its folder, what it and its children were seen to listen on, and whom they would have asked."""
 
     folder: Path
+    asked: set[str] = field(default_factory=set)  # hosts
     listening: set[str] = field(default_factory=set)  # addresses
     processes: set[int] = field(default_factory=set)
     out: str = ""
@@ -67,10 +87,15 @@ def look(process: psutil.Process, seen: Watched) -> None:
                         seen.listening.add(connection.laddr.ip)
 
 
-def watched(folder: Path, *arguments: str) -> Watched:
+def watched(folder: Path, *arguments: str, **env: str) -> Watched:
     """Run harness with a secret in its environment, and look at its sockets all the while."""
-    seen = Watched(folder)
-    env = environment(SECRET_TOKEN=SECRET, AWS_SECRET_ACCESS_KEY=SECRET)
+    seen, listener = Watched(folder), folder / "listener"
+    listener.mkdir()
+    (listener / "sitecustomize.py").write_text(LISTENER, encoding="utf-8")
+    (asked := listener / "asked").touch()
+    env = environment(SECRET_TOKEN=SECRET, AWS_SECRET_ACCESS_KEY=SECRET, ASKED=str(asked), **env)
+    env = {key: value for key, value in env.items() if key not in TESTING}
+    env["PYTHONPATH"] = os.pathsep.join([str(listener), env["PYTHONPATH"]])
     with (folder / "out.txt").open("w", encoding="utf-8") as out:
         child = subprocess.Popen(
             [sys.executable, "-m", "harness", *arguments], cwd=folder, env=env, stdout=out, stderr=subprocess.STDOUT
@@ -85,20 +110,21 @@ def watched(folder: Path, *arguments: str) -> Watched:
             child.kill()
             child.wait()
     seen.out = (folder / "out.txt").read_text(encoding="utf-8")
+    seen.asked = set(asked.read_text(encoding="utf-8").split())
     assert child.returncode == 0, seen.out
     return seen
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Watched:
-    return watched(tmp_path_factory.mktemp("trained"), "train", "--dataset", "mnist_5k", "--epochs", "2", "--max-batches", "50")
+    return watched(tmp_path_factory.mktemp("trained"), *RUN, MLFLOW_DISABLE_TELEMETRY="true")
 
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     folder = tmp_path_factory.mktemp("launched")
     (folder / "small.toml").write_text(TOML, encoding="utf-8")
-    return watched(folder, "study", "small.toml", "--workers", "2", "--log-models")
+    return watched(folder, "study", "small.toml", "--workers", "2", "--log-models", MLFLOW_DISABLE_TELEMETRY="true")
 
 
 def test_a_run_listens_on_nothing(trained: Watched) -> None:
@@ -112,6 +138,20 @@ def test_a_study_listens_on_this_machine_only(launched: Watched) -> None:
     assert len(launched.processes) >= 3
     assert launched.listening, "its scheduler was not seen at all"
     assert {address for address in launched.listening if not ip_address(address).is_loopback} == set()
+
+
+def test_a_run_asks_nobody(trained: Watched) -> None:
+    assert trained.asked == set()
+
+
+@pytest.mark.slow
+def test_a_study_asks_nobody(launched: Watched) -> None:
+    assert launched.asked == set()
+
+
+@pytest.mark.slow
+def test_a_run_without_a_word_to_mlflow_asks_its_telemetry_alone(tmp_path: Path) -> None:
+    assert watched(tmp_path, *RUN).asked == {"config.mlflow-telemetry.io"}
 
 
 def contents(folder: Path) -> Iterator[tuple[str, bytes]]:
