@@ -21,7 +21,7 @@ from harness.progress import Progress, Say, Watch
 from harness.recorder import RunResult
 from harness.results import EpochRecord
 from harness.stacks import pack
-from harness.store import Store
+from harness.store import UNFINISHED, Store
 from harness.study import Study
 from harness.survey import DIGESTS, Standing, survey
 from harness.tracking import RunLog
@@ -81,15 +81,14 @@ class Launch:
 
     def leave(self) -> None:
         """End what was scheduled, or had begun, and is not trained any more."""
+        left = len(self.left)
         for run_id in self.left:
-            with suppress(
-                Exception
-            ):  # one that was deleted meanwhile, a store that is gone: the first error is the one to show
-                self.store.end(run_id, "KILLED")
-        if self.left:
-            self.say(
-                f"killed   {len(self.left)} cells are left; the same command goes on from there, and from their checkpoints"
-            )
+            with suppress(Exception):  # one that was deleted meanwhile, a store that is gone: the first error is the one to show
+                if (status := self.store.get(run_id).info.status) in UNFINISHED:
+                    self.store.end(run_id, "KILLED")
+                left -= status == "FINISHED"  # in a stack that did not come back
+        if left:
+            self.say(f"killed   {left} cells are left; the same command goes on from there, and from their checkpoints")
 
     def schedule(self, workers: int, share: bool, probe: bool, models: bool) -> list[Work]:
         """Find or create the run of every cell, and cut what is to be trained into stacks."""

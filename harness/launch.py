@@ -113,16 +113,18 @@ def run(
     may end them all at the end of an epoch, also of the one at which they were restored.
     """
     ended = set[int]()
+    for lane, recorder in enumerate(recorders):  # restored at its last epoch, from which the steps of others would move it
+        if recorder.history and recorder.ends_with(recorder.history[-1]):
+            ended.add(lane)
+            yield lane, recorder.finish(stack, lane)
     records = train_stack(stack, recorders[0].probe)
-    while not _given_up(recorders, rule):
+    while len(ended) < len(recorders) and not _given_up(recorders, rule):
         if (done := next(records, None)) is None:
             break
         if done.lane not in ended and (result := _recorded(stack, recorders[done.lane], done, tell)) is not None:
             ended.add(done.lane)
             yield done.lane, result
-        if len(ended) == len(recorders):
-            return
-    for lane, recorder in enumerate(recorders):  # given up, or restored at their last epoch: only the last words were missing
+    for lane, recorder in enumerate(recorders):  # given up
         if lane not in ended:
             yield lane, recorder.finish(stack, lane)
 

@@ -158,3 +158,27 @@ def test_lane_resumed_with_weights_that_overflow_diverges_and_its_neighbours_kee
     assert curves["flat"][EPOCHS] < 10
     for name in ("calm", "warm"):
         assert digests(found[name]) == alone(study, name)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_lane_that_diverged_when_a_study_was_stopped_ends_where_it_diverged(epoch: int, place: Path) -> None:
+    """Stopped before that lane's run was finished, or after: its neighbour's later steps are not its own."""
+    variants: dict[str, dict[str, object]] = {"calm": {**TANH, "lr": 0.01}, "hot": {**TANH, "lr": 1e36}}
+    study = study_of(f"stopped-{epoch}", **variants)
+
+    def stop(now: Progress) -> None:
+        if now.passed.get("calm-s0" if epoch == 2 else "hot-s0") == epoch:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        harness.run_study(study, workers=0, probe=False, watch=stop, say=lambda line: None)
+    left = runs(study.name, place)
+    assert left["calm"].info.status == "KILLED"
+    assert left["hot"].info.status == ("KILLED" if epoch == 1 else "FINISHED")
+    result = harness.run_study(study, workers=0, probe=False, say=lambda line: None)
+    assert (result.trained, result.failed) == (2 if epoch == 1 else 1, {})
+    found = runs(study.name, place)
+    assert {name: run.data.tags.get("diverged") for name, run in found.items()} == {"calm": None, "hot": "epoch 1"}
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    for name in variants:
+        assert digests(found[name]) == alone(study, name)
