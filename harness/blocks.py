@@ -29,9 +29,8 @@ class Blocks:
         """From one row per cell of the study, as `frames.runs` gives them, in any order."""
         places = {row.name: place for place, row in enumerate(study.rows)}
         runs = runs.assign(place=runs.variant.map(places)).sort_values(["place", "seed"], kind="stable")
-        copies = _copies(runs, study.reference)
-        first = {name: distinct for distinct, others in copies.items() for name in (distinct, *others)}
-        cells = _with_outcome(runs, study.metric).assign(given=runs.variant, variant=runs.variant.map(first))
+        copies = copies_of(runs, study.reference)
+        cells = _with_outcome(runs, study.metric).assign(given=runs.variant, variant=runs.variant.map(distinct_names(copies)))
         # of copies the one that came furthest, among equals the variant itself
         rank = cells.outcome.map(OUTCOMES.index) * 2 + cells.given.ne(cells.variant)
         chosen = cells.assign(rank=rank).sort_values("rank", kind="stable").drop_duplicates(["variant", "seed"])
@@ -76,13 +75,21 @@ class Blocks:
         return tuple(self.cells.run_id[self.cells.variant.isin(names) & self.cells.seed.isin(seeds)])
 
 
-def _copies(runs: pd.DataFrame, reference: str) -> dict[str, tuple[str, ...]]:
-    """The name under which each config goes, the reference's its own, and the others that it has."""
+def copies_of(runs: pd.DataFrame, reference: str) -> dict[str, tuple[str, ...]]:
+    """The name under which each config goes, the reference's its own, and the others that it has.
+
+    `runs` has a row for every cell of the study, those of a variant in the order of its seeds.
+    """
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, digests in runs.groupby("variant", sort=False).config_digest:
         groups.setdefault(tuple(digests), []).append(str(name))
     distinct = [(reference if reference in names else names[0], names) for names in groups.values()]
     return {first: tuple(name for name in names if name != first) for first, names in distinct}
+
+
+def distinct_names(copies: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """The name under which each variant goes."""
+    return {name: distinct for distinct, others in copies.items() for name in (distinct, *others)}
 
 
 def _with_outcome(runs: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from pathlib import Path
 from harness import outage
 from harness.errors import StoreAway
 from harness.journal import Entry
+from harness.numerics import option
 from harness.store import Store
 
 
@@ -64,5 +65,5 @@ class Delivery:
             journal = self.store.journals.get(self.run_id)
             if not journal or not journal.waiting:
                 raise
-            how = f"`harness train --resume {self.run_id}` delivers it and goes on; so does its study, launched again"
+            how = f"`harness train --resume {self.run_id}{option()}` delivers it and goes on; so does its study, launched again"
             raise StoreAway(f"{away}; what it has not got waits in {journal.folder}: {how}") from None

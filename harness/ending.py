@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 
 from harness.config import slug
 from harness.errors import StoreAway, TakenOver
+from harness.numerics import option
 from harness.tracking import RunLog
 
 
@@ -20,7 +21,7 @@ def ending(log: RunLog, say: Callable[[str], None]) -> Iterator[None]:
         raise
     except BaseException as error:
         fail(log, error)
-        again = f"go on with: harness train --resume {log.id}" if log.begun else "it had not begun: start it afresh"
+        again = f"go on with: harness train --resume {log.id}{option()}" if log.begun else "it had not begun: start it afresh"
         say(f"{'killed' if _killed(error) else 'failed'}   {log.id}; {again}")
         raise
 

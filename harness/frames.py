@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.special import stdtrit
 from tabulate import DataRow, Line, TableFormat, tabulate
 
+from harness.blocks import copies_of, distinct_names
 from harness.config import FIELDS
 from harness.errors import InputError, MissingArtifact, refusal
 from harness.launched import Launched, newest
@@ -85,11 +86,13 @@ def summary(study: str | Study | Launched, by: str | Sequence[str] = ()) -> pd.D
     launched = Launched.last(study)
     frame = _runs(launched)
     metrics = dict.fromkeys([*SHOWN, launched.study.metric])
-    if by:
+    if by:  # of copies the one that came furthest, under one name
+        names = distinct_names(copies_of(frame, launched.study.reference))
+        frame = frame.assign(variant=frame.variant.map(names))
         frame = frame.sort_values("state", key=lambda states: states.map(STATES.index), kind="stable")
         frame = frame.drop_duplicates("config_digest")
     rows = []
-    for names, group in frame.groupby(by or ["variant"], sort=bool(by), dropna=False):
+    for levels, group in frame.groupby(by or ["variant"], sort=bool(by), dropna=False):
         good, extra = group[group.state == "finished"], {}
         if by:
             whole = good.groupby("variant").seed.nunique() == good.seed.nunique()
@@ -98,7 +101,7 @@ def summary(study: str | Study | Launched, by: str | Sequence[str] = ()) -> pd.D
             good = good.groupby("seed")[list(metrics)].mean()
         counts = {state: int((group.state == state).sum()) for state in STATES[1:]}
         numbers = {f"{_short(m)}_{what}": value for m in metrics for what, value in _describe(good[m]).items()}
-        rows.append({**dict(zip(by or ["variant"], names, strict=True)), "n": len(good), **extra, **counts, **numbers})
+        rows.append({**dict(zip(by or ["variant"], levels, strict=True)), "n": len(good), **extra, **counts, **numbers})
     return pd.DataFrame(rows)
 
 

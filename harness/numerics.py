@@ -44,6 +44,11 @@ def current() -> str:
     return "portable" if all(os.environ.get(name) == value for name, value in CAPS.items()) else NATIVE
 
 
+def option() -> str:
+    """What a command says so as to compute as this process does, after a space; nothing where that is the default."""
+    return "" if current() == NATIVE else f" --numerics {current()}"
+
+
 @cache
 def processor(line: str) -> str:
     """What Linux tells of the processor, `model name` or `vendor_id`; elsewhere what Python does, which has both in it."""

@@ -9,7 +9,7 @@ from itertools import combinations
 import pandas as pd
 
 from harness.analysis import variants
-from harness.blocks import Blocks
+from harness.blocks import Blocks, distinct_names
 from harness.conclusions import plural
 from harness.config import FIELDS, RunConfig
 from harness.contrasts import compared, contrast, decide, simultaneous
@@ -34,7 +34,7 @@ def rank(search: Search, fixed: Blocks, looks: int, tuned: Blocks) -> Ranking:
     """The conditions that both have, the tuned ones in the order of their means; of no condition where none is in both.
 
     An order of two conditions is claimed where the interval of their difference, paired by seed, excludes 0, at the level at
-    which those of all pairs in both studies hold together with 95%.
+    which those of all pairs in both studies, in the fixed one at each of its looks, hold together with 95%.
     """
     there = matched(search, fixed)
     both = [row.name for row in search.study.rows if row.name in there and row.name in tuned.names]
@@ -43,7 +43,7 @@ def rank(search: Search, fixed: Blocks, looks: int, tuned: Blocks) -> Ranking:
     table = pd.concat(sides, axis=1, keys=HERE).reset_index(names="condition")
     if len(table):
         table = table.sort_values(("tuned", "place"), kind="stable", ignore_index=True)
-    level = simultaneous(len(both) * (len(both) - 1) // 2, 2)
+    level = simultaneous(len(both) * (len(both) - 1) // 2, looks + 1)
     orders = [_orders(blocks, name, level) for blocks, name in zip((fixed, tuned), names, strict=True)]
     back = {variant: name for name, variant in names[0].items()}
     references = (back.get(fixed.reference, fixed.reference), tuned.reference)
@@ -53,7 +53,7 @@ def rank(search: Search, fixed: Blocks, looks: int, tuned: Blocks) -> Ranking:
 def matched(search: Search, fixed: Blocks) -> dict[str, str]:
     """Condition -> the variant that has its levels and is the study's base in all else."""
     base, found = RunConfig(**fixed.study.base), {}
-    distinct = {name: first for first, others in fixed.copies.items() for name in (first, *others)}
+    distinct = distinct_names(fixed.copies)
     for row in search.study.rows:
         wanted = base.replace(**search.levels(row))
         if (name := next((variant.name for variant in fixed.study.rows if variant.config == wanted), None)) is not None:

@@ -21,6 +21,7 @@ from harness.errors import CheckpointError, MissingArtifact
 from harness.histograms import FILE as HISTOGRAMS
 from harness.histograms import Histogram, Histograms
 from harness.network import Network
+from harness.numerics import option
 from harness.plan import Plan
 from harness.results import EpochRecord, history_csv, history_digest
 from harness.tracking import RunLog
@@ -261,7 +262,7 @@ def describe(plan: Plan, result: RunResult) -> str:
         f"**Out came** {outcome}test loss {final['final/test_loss']:.4f} nats, accuracy {final['final/test_accuracy']:.4f}; "
         f"train loss {final['final/train_loss']:.4f}, accuracy {final['final/train_accuracy']:.4f}; one seed.",
         f"**Bits**: weights `{result.state_digest[:16]}`, curves `{result.history_digest[:16]}`.",
-        f"**Again**: `{shlex.join(['harness', 'train', *parts])}`",
+        f"**Again**: `{shlex.join(['harness', 'train', *parts])}{option()}`",
         *(f"**Lost**: {figure}" for figure in result.lost),
     ]
     return "\n\n".join(lines)

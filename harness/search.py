@@ -158,12 +158,11 @@ class Hunt:
             return []
         if (count := min(settings.batch, search.budget - asked)) <= 0:
             return []
-        digits = max(3, len(str(search.budget - 1)))
         round_ = []
         for row in search.study.rows:
             for _ in range(count):
                 number, setting = self.proposers[row.name].ask()
-                name = f"{f'{row.name} ' if search.study.factors else ''}trial {number:0{digits}d}"
+                name = f"{f'{row.name} ' if search.study.factors else ''}trial {number:03d}"
                 round_.append(Asked(row, number, setting, name))
         self.trials += round_
         for trial, variant in zip(round_, self._unfolded().rows[-len(round_) :], strict=True):

@@ -24,10 +24,12 @@ def stability(blocks: Blocks, history: pd.DataFrame) -> pd.DataFrame:
     the test loss from epoch to epoch in the second half. `drawdown`: the largest rise of a run's test loss above its lowest
     until then, of the worst seed. `gap`: final test loss minus final train loss, both in eval mode, mean over seeds.
     `epochs_to_target`: median over seeds of the first epoch whose curve of the metric is as good as the base ends on average;
-    a run that never is, also one that diverged before, counts as infinity.
+    a run that never is, also one that diverged before, counts as infinity. None is told of a training metric, whose curve is
+    measured while training and whose end is not.
     """
     curves = {str(run): rows.sort_values("epoch") for run, rows in history.groupby("run_id")}
-    target = float(blocks.values[blocks.reference].mean())
+    measured_alike = not blocks.study.metric.startswith("final/train_")
+    target = float(blocks.values[blocks.reference].mean()) if measured_alike else math.nan
     rows = [_stability(blocks, name, curves, target) for name in blocks.names]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -43,6 +45,7 @@ def _stability(blocks: Blocks, name: str, curves: dict[str, pd.DataFrame], targe
     gaps = (good["final/test_loss"] - good["final/train_loss"]).dropna()
     curve = blocks.study.metric.removeprefix("final/").replace("_", "/")
     found = [curves[run] for run in ran.run_id if run in curves]
+    sign = "<=" if blocks.good < 0 else ">="
     first = [first_epoch(rows.epoch, rows[curve], target, blocks.good) for rows in found if curve in rows]
     return {
         "variant": name,
@@ -56,7 +59,7 @@ def _stability(blocks: Blocks, name: str, curves: dict[str, pd.DataFrame], targe
         "n_drawdown": len(falls),
         "gap": float(gaps.mean()),
         "n_gap": len(gaps),
-        "target": f"{curve} {'<=' if blocks.good < 0 else '>='} {target:.4g}, where {blocks.reference} ends",
+        "target": None if math.isnan(target) else f"{curve} {sign} {target:.4g}, where {blocks.reference} ends",
         "target_value": target,
         "epochs_to_target": median(first) if math.isfinite(target) else math.nan,
         "n_target": len(first),

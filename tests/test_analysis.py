@@ -156,6 +156,15 @@ def test_stability_is_as_by_hand() -> None:
     assert (wide.spread_low, wide.spread_high) == pytest.approx(std_interval(math.sqrt(0.5), 2))
 
 
+def test_a_training_metric_has_no_epochs_to_target() -> None:
+    """Its curve is measured while training, dropout on and weights moving, and its end in eval mode."""
+    study = listed(metric="final/train_loss")
+    history = history_of(study, CURVES).rename(columns={"test/loss": "train/loss"}).assign(**{"test/loss": 1.0})
+    found = analyse(study, runs_of(study, NUMBERS), history).stability
+    assert found.epochs_to_target.isna().all()
+    assert found.target.isna().all()
+
+
 def test_parts_of_stability_know_their_edges() -> None:
     assert math.isnan(fluctuation(np.array([3.0])))
     assert fluctuation(np.array([100.0, 3.0, 1.0])) == 2.0, "the second half of two epochs is the second"

@@ -741,6 +741,22 @@ def test_grouped_summary_counts_seeds_and_averages_conditions_within_them(client
         harness.summary("grouped", by="seed")
 
 
+def test_setting_that_finished_under_the_names_of_several_copies_counts(client: MlflowClient, whole: StudyResult) -> None:
+    """Of the base, which three variants are, each seed finished under another name."""
+    study = Study(
+        name="copied", question="q", design="one_factor_at_a_time", seeds=[0, 1], base=TINY,
+        factors={"init": ["normal", "kaiming"], "norm": ["none", "layernorm"]},
+    )  # fmt: skip
+    launch(study)
+    before = harness.summary("copied", by="norm").set_index("norm")
+    for row in harness.runs("copied").itertuples():
+        if (row.variant, row.seed) in (("init=normal", 1), ("norm=none", 0)):
+            client.set_terminated(row.run_id, "FAILED")
+    after = harness.summary("copied", by="norm").set_index("norm")
+    assert dict(after.conditions) == dict(before.conditions) == {"none": 2, "layernorm": 1}
+    assert dict(after.test_loss_mean) == dict(before.test_loss_mean)
+
+
 def test_study_that_was_not_launched_like_this_is_not_read_as_if_it_were(whole: StudyResult) -> None:
     assert len(harness.runs(whole.study)) == len(whole.study.cells)
     with pytest.raises(InputError, match="last launched with other"):

@@ -202,6 +202,13 @@ def test_no_change_of_places_is_claimed_where_means_turn_and_intervals_do_not_sa
     )
 
 
+def test_an_order_that_many_looks_might_have_found_by_chance_is_not_claimed() -> None:
+    nearly = {"optimizer=sgd": [0.30, 0.31, 0.32], "optimizer=adam": [0.34, 0.36, 0.38]}
+    once, often = (rank(search(), blocks(fixed(), nearly), looks, tuned(nearly)).sentence for looks in (1, 5))
+    assert "of 1 pair, 1 has the same order in both" in once
+    assert "of 1 pair, 0 have the same order in both" in often
+
+
 def test_ranks_say_in_what_the_studies_differ_besides() -> None:
     found = rank(search(), blocks(fixed(epochs=5), TOGETHER), 1, tuned(TURNED))
     assert found.note == "Besides, the two differ in epochs 5 and 1; validation 0 and 0.2: a place may change for that too."

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from harness.numerics import CAPS
 
@@ -51,9 +54,25 @@ def test_with_one_cap_less_it_is_not_portable(name: str, monkeypatch: pytest.Mon
 
     for cap, value in CAPS.items():
         monkeypatch.setenv(cap, value)
-    assert numerics.current() == "portable"
+    assert (numerics.current(), numerics.option()) == ("portable", " --numerics portable")
     monkeypatch.delenv(name)
-    assert numerics.current() == "native"
+    assert (numerics.current(), numerics.option()) == ("native", "")
+
+
+@pytest.mark.slow
+def test_command_that_a_portable_run_tells_repeats_it(own_store: str, tmp_path: Path) -> None:
+    def trained(*arguments: str) -> tuple[str, str]:
+        """The command told by the newest run and its digest."""
+        env = {name: value for name, value in os.environ.items() if name not in CAPS} | {"PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-m", *arguments], cwd=tmp_path, env=env, check=True, stdout=subprocess.DEVNULL)
+        run = MlflowClient(own_store).search_runs(["1"], max_results=1)[0]
+        told = re.search(r"\*\*Again\*\*: `(.*)`", run.data.tags["mlflow.note.content"])
+        assert told
+        return told[1], run.data.tags["state_digest"]
+
+    short = ("--dataset", "mnist_5k", "--epochs", "1", "--max-batches", "20")
+    told, first = trained("harness", "train", *short, "--numerics", "portable")
+    assert trained(*shlex.split(told)) == (told, first)
 
 
 def test_every_cap_is_told_in_the_docs_and_recorded() -> None:
