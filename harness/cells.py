@@ -83,7 +83,7 @@ class Launch:
         """End what was scheduled, or had begun, and is not trained any more."""
         left = len(self.left)
         for run_id in self.left:
-            with suppress(Exception):  # one that was deleted meanwhile, a store that is gone: the first error is the one to show
+            with suppress(Exception):  # one that was deleted meanwhile, a store that is gone: the first error is what to show
                 if (status := self.store.get(run_id).info.status) in UNFINISHED:
                     self.store.end(run_id, "KILLED")
                 left -= status == "FINISHED"  # in a stack that did not come back

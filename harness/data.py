@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from harness import mirrors
-from harness.errors import DataError, InputError, refusal
+from harness.errors import DataError, InputError, MissingData, refusal
 from harness.seeding import stream
 from harness.sparse import MOST_LIT, LitPixels, share
 
@@ -158,8 +158,8 @@ class Data:
 def load(name: str, data_dir: str, normalize: str = "unit", say: Callable[[str], None] = lambda line: None) -> Data:
     """A dataset by its name; `auto` is full MNIST where it is on disk or can be had, else `mnist_5k`, said in one line.
 
-    Raises DataError (one line) when files are missing and cannot be downloaded, or differ from their SHA-256. An explicit
-    name never falls back.
+    Raises DataError (one line) when files differ from their SHA-256, and MissingData, which is one, when they are not there and
+    cannot be downloaded. An explicit name never falls back, and `auto` does not where files are damaged.
     """
     if name not in ("auto", *DATASETS):
         raise InputError(refusal("dataset", name, ["auto", *DATASETS]))
@@ -167,7 +167,7 @@ def load(name: str, data_dir: str, normalize: str = "unit", say: Callable[[str],
         return _load(name, data_dir, normalize)
     try:
         return _load("mnist", data_dir, normalize)
-    except DataError as error:
+    except MissingData as error:
         say(f"dataset: mnist_5k (5,000 real digits) in place of full MNIST: {error}")
         return _load("mnist_5k", data_dir, normalize)
 
@@ -227,7 +227,7 @@ def _read_idx(name: str, source: Source, data_dir: str) -> tuple[dict[str, str],
         folder = folder.expanduser()
         missing = {file for file in needed if not (folder / file).exists()}
     except (OSError, RuntimeError, ValueError) as error:  # also ~nobody, a zero byte
-        raise DataError(f"dataset={name}: {folder} cannot be read: {error}") from None
+        raise MissingData(f"dataset={name}: {folder} cannot be read: {error}") from None
     if missing:
         _download(name, source, folder, missing)
     found = {}
@@ -274,4 +274,4 @@ def _download(name: str, source: Source, folder: Path, missing: set[str]) -> Non
         with suppress(OSError, ValueError):  # leave no empty folders that look as if the dataset were there
             for empty in (folder, folder.parent):
                 empty.rmdir()
-        raise DataError(f"dataset={name}: not in {folder}, and the download failed: {str(error).strip('<>')[:200]}") from None
+        raise MissingData(f"dataset={name}: not in {folder}, and the download failed: {str(error).strip('<>')[:200]}") from None

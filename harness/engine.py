@@ -128,7 +128,7 @@ def _check(client: Client, scheduler: str, configs: Sequence[RunConfig]) -> None
         raise InputError(f"scheduler {scheduler}: it or a worker cannot run harness: {_line(error)}") from None
     if other := sorted(worker for worker, code in codes.items() if code != _codes(configs)):
         raise InputError(
-            f"scheduler {scheduler}: worker {other[0]} has other code, torch, numpy or another kind of processor than this process"
+            f"scheduler {scheduler}: worker {other[0]} has other code, torch, numpy or kind of processor than this process"
         )
 
 

@@ -46,6 +46,10 @@ class DataError(InputError, OSError):
     """A dataset whose files are missing, differ from their published SHA-256 or cannot be downloaded."""
 
 
+class MissingData(DataError):
+    """A dataset whose files are neither on disk nor to be fetched."""
+
+
 class StoreError(InputError, OSError):
     """An MLflow tracking store that cannot be opened, read or written."""
 

@@ -165,7 +165,8 @@ def _planned(log: RunLog, folder: str, data_dir: str | None, say: Callable[[str]
         raise InputError(f"run {log.id} had data {wanted}, but {plan.data.name} here is {plan.data.digest}")
     if (began := tags.get("code_digest")) not in (None, plan.tags["code_digest"]):
         raise InputError(
-            f"run {log.id} began with other code, numerics, torch or numpy (code_digest {began}): half a run each is none; start afresh"
+            f"run {log.id} began with other code, numerics, torch or numpy (code_digest {began}): half a run each is none; "
+            f"start afresh"
         )
     return plan
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import shutil
 import socket
 import sys
 import tempfile
@@ -22,10 +23,12 @@ def fetch(dataset: str, folder: Path, missing: Collection[str]) -> None:
     """Fetch and unpack what is missing of a dataset, a class of `torchvision.datasets`: each archive from the first mirror that
     has it.
 
+    Several processes may: a file is whole from the moment that it is there, and whoever waited takes what another has fetched.
     Raises whatever the network, the archive and the disk do.
     """
     lock = Path(tempfile.gettempdir()) / f"harness-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.lock"
     with FileLock(lock), _socket_timeout(DEAD_SECONDS):
+        missing = {file for file in missing if not (folder / file).exists()}
         torchvision = torchvision_module()
         found = getattr(torchvision, dataset)
         for archive, md5 in found.resources:
@@ -35,9 +38,15 @@ def fetch(dataset: str, folder: Path, missing: Collection[str]) -> None:
 
 def _fetch(torchvision: types.ModuleType, urls: list[str], folder: Path, archive: str, md5: str) -> None:
     """One archive, with what it holds beside it; raises the last mirror's error when all fail."""
+    folder.mkdir(parents=True, exist_ok=True)
     for url in urls:
         try:
-            torchvision.utils.download_and_extract_archive(url, str(folder), filename=archive, md5=md5)
+            with tempfile.TemporaryDirectory(dir=folder) as place:
+                if (folder / archive).exists():  # torchvision fetches no archive that is there
+                    shutil.copy(folder / archive, place)
+                torchvision.utils.download_and_extract_archive(url, place, filename=archive, md5=md5)
+                for file in Path(place).iterdir():
+                    file.replace(folder / file.name)
             return
         except (OSError, RuntimeError) as error:  # no such host, no answer, or not the file
             failure: Exception = error

@@ -19,7 +19,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -93,12 +95,12 @@ def rewrite(path: Path, content: bytes) -> None:
 
 
 def refused(name: str, data_dir: Path | str) -> str:
-    """The one line that refuses this dataset."""
+    """The one line that refuses this dataset, `auto` as what it is short for."""
     with pytest.raises(DataError) as error:
         load(name, str(data_dir))
     line = str(error.value)
     assert len(line.splitlines()) == 1, line
-    assert line.startswith(f"dataset={name}")
+    assert line.startswith(f"dataset={'mnist' if name == 'auto' else name}")
     assert isinstance(error.value, InputError)
     return line
 
@@ -278,13 +280,13 @@ def test_a_damaged_file_is_refused_with_both_digests(
     assert "delete it" in line
 
 
-def test_auto_says_what_is_damaged_and_takes_mnist_5k(mnist: Path, data_dir: Path) -> None:
+def test_auto_takes_nothing_in_place_of_what_is_damaged(mnist: Path, data_dir: Path) -> None:
+    """Whoever has full MNIST means it: on other data every number of a study would be another."""
     flip(mnist, FILES[3])
-    line = falls_back(data_dir)
+    line = refused("auto", data_dir)
     assert FILES[3] in line
     assert sha256((mnist / FILES[3]).read_bytes()) in line
     assert DATASETS["mnist"].files[FILES[3]] in line
-    refused("mnist", data_dir)  # an explicit name does not fall back, also after auto has
 
 
 @pytest.mark.parametrize("kind", ["labels-idx1-ubyte", "images-idx3-ubyte"])
@@ -460,6 +462,15 @@ def test_missing_files_are_downloaded_once(
     again = load("mnist", str(data_dir / "new"))  # the mirror is gone
     assert torch.equal(again.train.labels, found.train.labels)
     assert again.digest == found.digest
+
+
+@pytest.mark.parametrize("mnist", ["made up"], indirect=True)
+def test_whoever_waited_takes_what_another_has_fetched(mirror: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = data_dir / "new" / "MNIST" / "raw"
+    with serving(mirror, monkeypatch) as asked, ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: mirrors.fetch("MNIST", raw, set(FILES)), range(3)))
+    assert Counter(asked) == {f"/{file}.gz": 2 for file in FILES}, "torchvision asks where it leads, then for it"
+    assert {path.name for path in raw.iterdir()} == {name for file in FILES for name in (file, f"{file}.gz")}
 
 
 @pytest.mark.parametrize("mnist", ["made up"], indirect=True)
