@@ -23,7 +23,7 @@ from harness.results import EpochRecord
 from harness.stacks import pack
 from harness.store import UNFINISHED, Store
 from harness.study import Study
-from harness.survey import DIGESTS, Standing, survey
+from harness.survey import DIGESTS, Standing, leaders, survey
 from harness.tracking import RunLog
 from harness.worker import Lane, Work
 
@@ -103,13 +103,13 @@ class Launch:
         wanted = [(plan.cell, plan.tags) for plan in self.plans.values()]
         standings = survey(wanted, runs, self.store.locks.held)
         todo = []
-        leaders = {self.plans[s.cell.name].config.digest: s.cell.name for s in reversed(standings) if s.settled}
+        leads = leaders(standings, {name: plan.config.digest for name, plan in self.plans.items()})
         for standing in standings:
             plan, name = self.plans[standing.cell.name], standing.cell.name
             if standing.settled:
                 self.runs[name] = RunLog(self.store, standing.run)
                 continue
-            leader = leaders.setdefault(plan.config.digest, name) if share else name
+            leader = leads[plan.config.digest] if share else name
             self.runs[name] = log = self._run(plan, standing)
             self.left[log.id] = name
             if leader == name:

@@ -254,13 +254,15 @@ def report(study: str, output: str | None) -> None:
     with suppress(*() if study.endswith(".toml") else (InputError,)):  # one whose file is gone may still be in the store
         study = space.read(study).name
     from harness import launched
+    from harness.store import in_one_line, store_uri
 
     if launched.is_search(study):
         from harness import findings as reports
     else:
         from harness import report as reports  # type: ignore[no-redef]
 
-    came = reports.write(study, launcher)
+    with in_one_line(store_uri()):
+        came = reports.write(study, launcher)
     for name, content in came.files.items() if folder is not None else ():
         try:
             (path := Path(output or "") / name).parent.mkdir(parents=True, exist_ok=True)
@@ -280,7 +282,8 @@ def report(study: str, output: str | None) -> None:
 def verify(run_id: str | None, study: str | None, sample: str, tolerance: bool, data_dir: str | None, numerics: str) -> None:
     """Train a run again from its record: BIT-EXACT, or the first thing that differs and what may be why.
 
-    RUN_ID `latest` is the last run that finished. The verdict becomes the run's tag `verified`; nothing else is written.
+    RUN_ID `latest` is the run begun last of those that finished. The verdict becomes the run's tag `verified`; nothing else is
+    written.
     Exit code 1 when anything differs.
     """
     choose(numerics)

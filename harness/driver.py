@@ -113,7 +113,7 @@ def until_decided(study: Study, looks: Sequence[int], launch: Callable[[Study, i
     How many looks there may be is fixed before the first, and the intervals of each are as wide as all of them together need
     (Bonferroni), so that to look again makes no false verdict likelier than to look once. All variants get the new seeds:
     contrasts stay paired. Started again it takes the same looks, and trains what the store does not have. It stops too where
-    a run failed, and where only contrasts are open that no seed decides, because a run of theirs diverged.
+    a run failed, and where only contrasts are open that no seed decides: a run of theirs diverged, or their runs are the same.
 
     `launch` trains a study of which so many looks are planned.
     """
@@ -121,8 +121,10 @@ def until_decided(study: Study, looks: Sequence[int], launch: Callable[[Study, i
         result = launch(grown(study, seeds), len(looks))
         contrasts, table = frames.compare(study.name), result.table.set_index("variant")
         broken = table.index[table.diverged > 0]
+        weights = frames.runs(study.name).groupby("variant").state_digest.agg(tuple)  # in the order of seeds
         undecided = contrasts[contrasts.verdict == "undecided"]
-        left = undecided[~undecided.variant.isin(broken) & ~undecided.reference.isin(broken)]
+        same = undecided.variant.map(weights) == undecided.reference.map(weights)
+        left = undecided[~undecided.variant.isin(broken) & ~undecided.reference.isin(broken) & ~same]
         say(f"look     {number} of {len(looks)}, {seeds} seeds: {len(undecided)} of {len(contrasts)} contrasts are undecided")
         if left.empty or result.failed:
             break

@@ -86,8 +86,11 @@ class Engine:
 def opened(workers: int | None, scheduler: str | None, configs: Sequence[RunConfig]) -> Iterator[Engine]:
     """The engine that was asked for; by default a process for each core.
 
-    Raises InputError when a scheduler does not answer, or its workers would not train what this process would.
+    Raises InputError for workers beside a scheduler, which has its own, when it does not answer, or when its workers would not
+    train what this process would.
     """
+    if workers is not None and scheduler is not None:
+        raise InputError(f"workers={workers} cannot go with scheduler {scheduler}, which has workers of its own")
     for name in ("distributed", "asyncio"):  # they tell of every connection that breaks; what happens to a run, the run tells
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if scheduler is None:

@@ -13,7 +13,7 @@ from harness.progress import Say
 from harness.stacks import makespan, pack
 from harness.store import Store
 from harness.study import Study
-from harness.survey import STATES, Standing, survey
+from harness.survey import STATES, Standing, leaders, survey
 
 
 def preview(study: Study, workers: int | None, scheduler: str | None, share: bool, say: Say) -> str:
@@ -22,7 +22,8 @@ def preview(study: Study, workers: int | None, scheduler: str | None, share: boo
     standings = _standings(Store.there(), study, list(plans.values()))
     todo = [plans[standing.cell.name] for standing in standings if not standing.settled]
     if share:
-        todo = list({plan.config.digest: plan for plan in reversed(todo)}.values())
+        leads = leaders(standings, {name: plan.config.digest for name, plan in plans.items()})
+        todo = [plan for plan in todo if leads[plan.config.digest] == plan.cell.name]
     with engine.opened(workers, scheduler, [plan.config for plan in todo]) as hands:
         stacks = pack(todo, max(hands.workers, 1))
     rows = [{"cell": standing.cell.name, "state": standing.state, "why": standing.reason} for standing in standings]

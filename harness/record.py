@@ -28,7 +28,8 @@ VOLATILE = "volatile"  # the section of what is another each time: moments, dura
 VARIABLES = (
     *numerics.CAPS, "MKL_ENABLE_INSTRUCTIONS", "MKL_DYNAMIC", "DNNL_MAX_CPU_ISA", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "KMP_AFFINITY", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG",
-    "GLIBC_TUNABLES", "NPY_DISABLE_CPU_FEATURES", "PYTHONHASHSEED", "PYTHONOPTIMIZE", "LC_ALL", "LANG", "TZ",
+    "GLIBC_TUNABLES", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "PYTHONHASHSEED",
+    "PYTHONOPTIMIZE", "LC_ALL", "LANG", "TZ",
 )  # fmt: skip
 # from the likeliest cause to the least; a section without names is compared whole
 RANKED: Sequence[tuple[str, Sequence[str]]] = (

@@ -45,10 +45,15 @@ class Report:
 def begin(
     store: Store, study: Study, edition: str, cells: Mapping[str, object], overrides: Mapping[str, Any], looks: int
 ) -> RunLog:
-    """The report run of a study's edition, RUNNING: it keeps what is launched, the digests of cells, how many looks."""
+    """The report run of a study's edition, RUNNING: it keeps what is launched, the digests of cells, how many looks.
+
+    Looks that an earlier launch planned are not forgotten by one that plans fewer: the data are the same.
+    """
     log = open_run(store, study.name, edition)
+    tags = log.run.data.tags
+    looks = max(looks, int(tags.get("looks", "1")))
     keep(log, study, cells, overrides, {"looks": looks})
-    log.tags({"launches": int(log.run.data.tags.get("launches", "0")) + 1})
+    log.tags({"launches": int(tags.get("launches", "0")) + 1, "looks": looks})
     return log
 
 

@@ -218,7 +218,7 @@ def refused(uri: str) -> Iterator[None]:
         yield
     except (HarnessError, KeyboardInterrupt):
         raise
-    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, Timeout) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, Timeout, ImportError) as error:  # of a database's driver
         raise StoreError(f"store {uri} cannot be opened or written: {first_line(error)}") from error
 
 

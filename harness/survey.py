@@ -41,6 +41,15 @@ def survey(
     return [_stand(cell, tags, of.get(cell.name, []), held) for cell, tags in wanted]
 
 
+def leaders(standings: Iterable[Standing], digests: Mapping[str, str]) -> dict[str, str]:
+    """Of the cells that share a config, by its digest, the one whose run the others may copy: the first that is settled, else
+    the first. `digests` has the digest of each cell's config."""
+    found: dict[str, str] = {}
+    for standing in sorted(standings, key=lambda standing: not standing.settled):
+        found.setdefault(digests[standing.cell.name], standing.cell.name)
+    return found
+
+
 def _stand(cell: Cell, tags: Mapping[str, object], runs: list[Any], held: Callable[[str], bool]) -> Standing:
     same = [run for run in runs if all(run.data.tags.get(name) == tags.get(name) for name in IDENTITY)]
     for run in same:

@@ -73,7 +73,7 @@ class RunLog:
             raise InputError(f"MLFLOW_RUN_ID={self.id} already holds a run; unset it to start another")
 
     def copy(self, other: RunLog, artifacts: Sequence[str]) -> None:
-        """Take over the metrics, but those it has, and small files of another run."""
+        """Take over the metrics, but those it has, and small files of another run, those that it has."""
         client = self.store.client
         self.resume()
         with self.store.outage.noticed():
@@ -83,7 +83,8 @@ class RunLog:
                 client.log_batch(self.id, [Metric(r.key, r.value, r.timestamp, r.step) for r in rows[start : start + 1000]])
         with tempfile.TemporaryDirectory() as folder:
             for artifact in artifacts:
-                self.file(artifact, partial(shutil.copyfile, other.fetch(artifact, folder)))
+                with suppress(MissingArtifact):  # a figure may be lost
+                    self.file(artifact, partial(shutil.copyfile, other.fetch(artifact, folder)))
 
     def check_unfinished(self) -> None:
         """Raise InputError when there is nothing to go on with."""
@@ -120,6 +121,7 @@ class RunLog:
 
     def forget_error(self) -> None:
         """Take away the error that an earlier attempt ended with."""
+        self.drop("traceback.txt")
         if "error" in self.run.data.tags:
             self.store.client.delete_tag(self.id, "error")
 

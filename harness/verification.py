@@ -17,11 +17,11 @@ from scipy.special import betaincinv
 from harness import record, trace
 from harness.checkpoint import state_digest
 from harness.config import RunConfig, slug
-from harness.errors import DataError, InputError, MissingArtifact, refusal
+from harness.errors import DataError, InputError, MissingArtifact, StoreAway, WriteError, refusal
 from harness.launched import last_study
 from harness.plan import Plan, prepare
 from harness.results import CURVES, EpochRecord, same, ulps
-from harness.store import Store
+from harness.store import Store, in_one_line
 from harness.study import Study
 from harness.tracking import RunLog
 from harness.training import Stack, exact_arithmetic, finals, train
@@ -129,20 +129,19 @@ def verify(run_id: str, *, data_dir: str | None = None, tolerance: bool = False,
     """Train a run again and compare: beginnings, then weights and curves of each epoch, to the last bit.
 
     It stops at the first difference, but with `tolerance` goes to the end to say what is the same in spite of it. The run's
-    tag `verified` gets the verdict; nothing else is written. `latest` is the last run that finished. Raises InputError for
-    a run that cannot be verified.
+    tag `verified` gets the verdict; nothing else is written. `latest` is the run begun last of those that finished. Raises
+    InputError for a run that cannot be verified.
     """
     store = Store.there()
     if store is None:
         raise InputError("there is no store here; set MLFLOW_TRACKING_URI to the one that has the run")
-    return _verified(
-        Past.of(RunLog(store, store.latest() if run_id == "latest" else store.get(run_id))), data_dir, tolerance, say
-    )
+    past = Past.of(RunLog(store, store.latest() if run_id == "latest" else store.get(run_id)))
+    say(f"verify    {past.log.id}  {past.log.run.info.run_name}, {past.config.epochs} epochs")
+    return _verified(past, data_dir, tolerance, say)
 
 
 def _verified(past: Past, data_dir: str | None, tolerance: bool, say: Say) -> Verdict:
     config, name = past.config, str(past.log.run.info.run_name)
-    say(f"verify    {past.log.id}  {name}, {config.epochs} epochs")
     try:
         with exact_arithmetic():
             plan = prepare(config.replace(data_dir=data_dir or config.data_dir), say)
@@ -151,7 +150,11 @@ def _verified(past: Past, data_dir: str | None, tolerance: bool, say: Say) -> Ve
     except DataError as error:
         first, level, causes = "the data", LEVELS[-1], [f"data: {error}"]
     verdict = Verdict(past.log.id, name, level, first, causes)
-    past.log.tags({"verified": verdict.tag})
+    try:
+        with in_one_line(past.log.store.uri):
+            past.log.tags({"verified": verdict.tag})
+    except (WriteError, StoreAway) as error:  # the verdict stands all the same
+        say(f"lost      the tag verified: {error}")
     return verdict
 
 
@@ -168,7 +171,7 @@ def sample(study: Study | str | Path, count: int, *, data_dir: str | None = None
     drawn = random.SystemRandom().sample(ids, min(count, len(ids)))  # whoever made the runs cannot know which
     verdicts = []
     for run_id in drawn:
-        verdicts.append(_verified(Past.of(RunLog.of(store, run_id)), data_dir, False, lambda line: None))
+        verdicts.append(_verified(Past.of(RunLog.of(store, run_id)), data_dir, False, say))
         for line in verdicts[-1].lines():
             say(line)
     say(f"sample    {supported(sum(v.exact for v in verdicts), len(drawn), len(ids))}")

@@ -395,6 +395,17 @@ def test_shared_cells_are_trained_once_and_copied(client: MlflowClient, copies: 
     assert launch(ofat("shared", (0, 1, 2), {"epochs": 1}, **BASE_ONLY), share=True).trained == 0
 
 
+def test_a_cell_is_copied_from_a_run_that_lost_its_figure(client: MlflowClient, whole: StudyResult) -> None:
+    launch(ofat("figureless", act=["tanh"]))
+    (leader,) = cells(client, "figureless").values()
+    (folder(leader) / "plots" / "history.png").unlink()
+    result = launch(ofat("figureless", act=["tanh"], norm=["none"]), share=True)
+    assert (result.trained, result.failed) == (0, {})
+    twin = cells(client, "figureless")["norm=none-s0"]
+    assert (twin.info.status, twin.data.tags["shared_with"]) == ("FINISHED", leader.info.run_id)
+    assert digests(twin) == digests(leader)
+
+
 def test_copy_into_a_run_that_was_half_trained_has_every_row_once(client: MlflowClient, whole: StudyResult) -> None:
     """Stopped while the base's copies trained apart, gone on with as shared: the rows that were there are not doubled."""
     study = ofat("half", base={"epochs": 3}, act=["tanh"], norm=["none"])

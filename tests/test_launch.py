@@ -576,7 +576,12 @@ def test_bad_config_creates_no_store(what: str, tmp_path: Path, monkeypatch: pyt
 def test_store_that_is_no_store_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.db").write_text("this is no database, though it is long enough to look like one" * 20, encoding="utf-8")
     (tmp_path / "file").write_text("", encoding="utf-8")
-    for uri in (f"sqlite:///{tmp_path}/text.db", f"sqlite:///{tmp_path}/file/mlflow.db", "nonsense://x"):
+    for uri in (
+        f"sqlite:///{tmp_path}/text.db",
+        f"sqlite:///{tmp_path}/file/mlflow.db",
+        "nonsense://x",
+        "postgresql://127.0.0.1:1/x",
+    ):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         with pytest.raises(StoreError) as caught:
             harness.train(TINY)

@@ -60,6 +60,7 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "workers": (("--workers", "x"), ("workers='x'", "a whole number from 0, or auto")),
     "seeds of the comparison": (("--seeds", "0..8"), ("final_seeds=[7, 8]", "none of them among seeds")),
     "value in the base": (("--set", "act=reluu"), ("act='reluu'", "nearest: relu")),
+    "workers beside a scheduler": (("--workers", "2", "--scheduler", "tcp://127.0.0.1:1"), ("workers=2 cannot go with",)),
     "scheduler that is not there": (("--scheduler", "tcp://127.0.0.1:1"), ("scheduler tcp://127.0.0.1:1 does not answer",)),
 }
 

@@ -69,6 +69,8 @@ def test_a_study_grows_until_all_is_decided_and_its_intervals_are_as_wide_as_all
     assert "5 looks at growing data" in Launched.last("grows").report.fetch("report.md", "").read_text()
     again, repeated = grow(wanted, 30)
     assert (again.trained, repeated) == (0, lines)
+    assert run_study(grown(wanted, seeds), workers=0, say=lambda line: None).trained == 0
+    assert frames.compare("grows").level.to_list() == [contrast.level], "launched plainly it has been looked at no less often"
 
 
 def test_a_study_stops_at_the_most_seeds_with_what_is_still_undecided() -> None:
@@ -83,3 +85,11 @@ def test_no_seed_is_spent_on_a_contrast_that_diverged() -> None:
     result, lines = grow(hopeless, 30)
     assert result.table.diverged.sum() == 2
     assert len(lines) == 1
+
+
+def test_no_seed_is_spent_on_a_contrast_of_equal_runs() -> None:
+    """adamw without weight decay is adam, to the bit."""
+    equal = study("equal", [0.01], factors={"optimizer": ["adam", "adamw"]}, base={**SMALL, "lr": 0.01, "optimizer": "adam"})
+    result, lines = grow(equal, 30)
+    assert (result.trained, len(lines)) == (4, 1)
+    assert lines[0].endswith("1 of 1 contrasts are undecided")

@@ -12,11 +12,12 @@ import re
 import select
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +29,7 @@ from mlflow.entities import Run
 import harness
 from harness.cli import main
 from harness.config import FIELDS
+from harness.launched import Launched
 from harness.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -533,6 +535,17 @@ def test_small_and_large_levels_stay_apart_in_a_table(mixed: Path) -> None:
 def test_output_that_cannot_be_written_is_one_line(kind: str, mixed: Path) -> None:
     done = ask("results", "tiny", "--format", kind, "--output", "nowhere/results")
     assert_bad_input(done, "nowhere/results")
+
+
+def test_report_that_the_store_does_not_take_is_one_line(mixed: Path) -> None:
+    report = Launched.last("tiny").report
+    report.store.client.delete_tag(report.id, "mlflow.note.content")
+    with closing(sqlite3.connect(mixed / "mlflow.db")) as database:
+        database.execute("CREATE TRIGGER full BEFORE INSERT ON tags BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END")
+        done = ask("report", "tiny")
+        database.execute("DROP TRIGGER full")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert done.stderr.startswith(f"harness: error: store sqlite:///{mixed}/mlflow.db cannot be written: ")
 
 
 def test_results_go_by_name_or_file(mixed: Path) -> None:

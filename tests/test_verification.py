@@ -6,9 +6,11 @@ import gzip
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,17 @@ def test_run_is_bit_exact_and_tagged(kind: str, store: str) -> None:
     assert after.data.tags == {**before.data.tags, "verified": "bit-exact"}
     assert (repr(after.data.metrics), after.info.end_time) == (repr(before.data.metrics), before.info.end_time)
     assert len(MlflowClient(store).search_runs([before.info.experiment_id])) == 1
+
+
+def test_verdict_stands_where_the_store_takes_no_tag(store: str) -> None:
+    run_id, said = trained(), list[str]()
+    with closing(sqlite3.connect(store.removeprefix("sqlite:///"))) as database:
+        database.execute("CREATE TRIGGER full BEFORE INSERT ON tags BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END")
+        verdict = verify(run_id, say=said.append)
+        database.execute("DROP TRIGGER full")
+    assert verdict.exact
+    assert said[-1].startswith("lost      the tag verified: store sqlite:///")
+    assert "verified" not in MlflowClient(store).get_run(run_id).data.tags
 
 
 def test_latest_is_the_run_begun_last_of_those_that_finished(store: str) -> None:
