@@ -158,8 +158,8 @@ class Data:
 def load(name: str, data_dir: str, normalize: str = "unit", say: Callable[[str], None] = lambda line: None) -> Data:
     """A dataset by its name; `auto` is full MNIST where it is on disk or can be had, else `mnist_5k`, said in one line.
 
-    Raises DataError (one line) when files differ from their SHA-256, and MissingData, which is one, when they are not there and
-    cannot be downloaded. An explicit name never falls back, and `auto` does not where files are damaged.
+    Raises DataError (one line) when files differ from their SHA-256 or cannot be downloaded: MissingData where none of them is
+    there. An explicit name never falls back, and `auto` does so for MissingData alone.
     """
     if name not in ("auto", *DATASETS):
         raise InputError(refusal("dataset", name, ["auto", *DATASETS]))
@@ -226,10 +226,12 @@ def _read_idx(name: str, source: Source, data_dir: str) -> tuple[dict[str, str],
     try:
         folder = folder.expanduser()
         missing = {file for file in needed if not (folder / file).exists()}
-    except (OSError, RuntimeError, ValueError) as error:  # also ~nobody, a zero byte
+    except PermissionError as error:
+        raise DataError(f"dataset={name}: {folder} cannot be read: {error}") from None
+    except (OSError, RuntimeError, ValueError) as error:  # no folder can have this name: also ~nobody, a zero byte
         raise MissingData(f"dataset={name}: {folder} cannot be read: {error}") from None
     if missing:
-        _download(name, source, folder, missing)
+        _download(name, source, folder, missing, MissingData if missing == needed else DataError)
     found = {}
     for file, digest in source.files.items():
         path = folder / file.removesuffix(".gz")
@@ -266,12 +268,13 @@ def _checked(path: Path, wanted: str, name: str) -> str:
     return found
 
 
-def _download(name: str, source: Source, folder: Path, missing: set[str]) -> None:
-    """Fetch missing files. Raises DataError in one line, whatever stands in the way."""
+def _download(name: str, source: Source, folder: Path, missing: set[str], kind: type[DataError]) -> None:
+    """Fetch missing files. Raises `kind` in one line, whatever stands in the way."""
     try:
         mirrors.fetch(source.torchvision, folder, missing)
     except Exception as error:  # torchvision lets through whatever the network, the archive and the disk raise
         with suppress(OSError, ValueError):  # leave no empty folders that look as if the dataset were there
             for empty in (folder, folder.parent):
                 empty.rmdir()
-        raise MissingData(f"dataset={name}: not in {folder}, and the download failed: {str(error).strip('<>')[:200]}") from None
+        which = "" if kind is MissingData else f"{', '.join(sorted(missing))} "
+        raise kind(f"dataset={name}: {which}not in {folder}, and the download failed: {str(error).strip('<>')[:200]}") from None

@@ -25,7 +25,7 @@ from distributed.worker import thread_state  # type: ignore[attr-defined]
 from harness import nursery
 from harness.config import RunConfig
 from harness.errors import EngineError, InputError
-from harness.numerics import processor
+from harness.numerics import NATIVE, current, processor
 from harness.recorder import RunResult
 from harness.results import EpochRecord
 from harness.sources import code_digest
@@ -131,7 +131,8 @@ def _check(client: Client, scheduler: str, configs: Sequence[RunConfig]) -> None
         raise InputError(f"scheduler {scheduler}: it or a worker cannot run harness: {_line(error)}") from None
     if other := sorted(worker for worker, code in codes.items() if code != _codes(configs)):
         raise InputError(
-            f"scheduler {scheduler}: worker {other[0]} has other code, torch, numpy or kind of processor than this process"
+            f"scheduler {scheduler}: worker {other[0]} has other code, numerics, torch, numpy or kind of processor than this "
+            f"process"
         )
 
 
@@ -255,7 +256,7 @@ def _task(what: Work, topic: str, ours: bool) -> Came:
 
 def _codes(configs: Sequence[RunConfig]) -> list[str]:
     """What two processes must share to compute the same bits."""
-    vendor = processor("vendor_id")  # which products `sparse` takes, and MKL's kernels
+    vendor = processor("vendor_id") if current() == NATIVE else ""  # which products `sparse` takes, and MKL's kernels
     return [*sorted({code_digest(config) for config in configs}), torch.backends.cpu.get_cpu_capability(), vendor]
 
 

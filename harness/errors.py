@@ -3,6 +3,7 @@
     HarnessError
     ├── InputError       ValueError    what was asked for is not allowed; nothing was written
     │   ├── DataError    OSError       a dataset is missing, damaged or cannot be fetched
+    │   │   └── MissingData            none of its files is there, nor can they be fetched
     │   ├── StoreError   OSError       the MLflow store cannot be reached or written
     │   └── MissingArtifact            a run has no such file
     ├── StoreAway        ConnectionError   the store stopped answering; what it has not got is kept
@@ -47,7 +48,7 @@ class DataError(InputError, OSError):
 
 
 class MissingData(DataError):
-    """A dataset whose files are neither on disk nor to be fetched."""
+    """A dataset of which no file is on disk, nor can they be fetched."""
 
 
 class StoreError(InputError, OSError):

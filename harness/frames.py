@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.special import stdtrit
 from tabulate import DataRow, Line, TableFormat, tabulate
 
-from harness.blocks import copies_of, distinct_names
+from harness.blocks import Blocks, copies_of, distinct_names
 from harness.config import FIELDS
 from harness.errors import InputError, MissingArtifact, refusal
 from harness.launched import Launched, newest
@@ -110,7 +110,6 @@ def compare(study: str | Study) -> pd.DataFrame:
 
     One row a variant but the base, copies of one config as one; `run_ids` has a space between the runs that a row rests on.
     """
-    from harness.blocks import Blocks
     from harness.contrasts import compared  # statsmodels takes half a second
 
     launched = Launched.last(study)

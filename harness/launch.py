@@ -116,7 +116,7 @@ def run(
     for lane, recorder in enumerate(recorders):  # restored at its last epoch, from which the steps of others would move it
         if recorder.history and recorder.ends_with(recorder.history[-1]):
             ended.add(lane)
-            yield lane, recorder.finish(stack, lane)
+            yield lane, _finished(stack, recorder, lane)
     records = train_stack(stack, recorders[0].probe)
     while len(ended) < len(recorders) and not _given_up(recorders, rule):
         if (done := next(records, None)) is None:
@@ -126,7 +126,7 @@ def run(
             yield done.lane, result
     for lane, recorder in enumerate(recorders):  # given up
         if lane not in ended:
-            yield lane, recorder.finish(stack, lane)
+            yield lane, _finished(stack, recorder, lane)
 
 
 def _given_up(recorders: Sequence[Recorder], rule: Rule | None) -> bool:
@@ -141,14 +141,22 @@ def _given_up(recorders: Sequence[Recorder], rule: Rule | None) -> bool:
     return rule.ends(curves) is not None
 
 
+def _finished(stack: Stack, recorder: Recorder, lane: int) -> Ended:
+    """Write a run's end."""
+    try:
+        return recorder.finish(stack, lane)
+    except Exception as error:
+        return error
+
+
 def _recorded(stack: Stack, recorder: Recorder, done: EpochRecord, tell: Callable[[EpochRecord], None]) -> Ended | None:
     """Write an epoch, and the run's end with its last one."""
     try:
         recorder.epoch(stack, done.lane, done)
         tell(done)
-        return recorder.finish(stack, done.lane) if recorder.ends_with(done) else None
     except Exception as error:
         return error
+    return _finished(stack, recorder, done.lane) if recorder.ends_with(done) else None
 
 
 def _planned(log: RunLog, folder: str, data_dir: str | None, say: Callable[[str], None]) -> Plan:

@@ -7,12 +7,13 @@ import shlex
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from harness import space
 from harness.errors import InputError, MissingArtifact
-from harness.numerics import NATIVE
+from harness.numerics import NATIVE, option
 from harness.outage import IMPATIENT, told
 from harness.space import Search
 from harness.store import Store, store_uri
@@ -73,9 +74,12 @@ class Launched:
         if self.looks > 1 or found.model_dump_json() != asked.model_dump_json():
             return ""
         said = {name: value for name, value in given.items() if name != "data_dir"}  # where data lies is no part of a study
-        if (numerics := self.kept.get("numerics", NATIVE)) != NATIVE:
-            said["numerics"] = numerics
-        return f"harness {command} {asked.name}{options(said)}"
+        return f"harness {command} {asked.name}{options(said)}{option(self.numerics)}"
+
+    @property
+    def numerics(self) -> str:
+        """By which it was trained."""
+        return str(self.kept.get("numerics", NATIVE))
 
     def parsed(self, artifact: str, run_ids: Iterable[str], parse: Callable[[str], Kept]) -> dict[str, Kept]:
         """Run id -> what `parse` makes of a text file of it; left out is a run without it, or where it raises ValueError."""
@@ -100,11 +104,17 @@ def newest(store: Store, name: str) -> tuple[RunLog, Any] | None:
     if not reports:
         return None
     report = RunLog(store, max(reports, key=lambda run: int(run.data.tags["launched"])))
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            return report, json.loads(report.fetch(STUDY_FILE, folder).read_bytes())
-        except ValueError as error:
-            raise InputError(f"run {report.id}: {STUDY_FILE} is not JSON; launch {name} again: {error}") from None
+    if (content := kept(report)) is None:
+        raise InputError(f"run {report.id}: {STUDY_FILE} is gone or is no JSON of a launch; launch {name} again")
+    return report, content
+
+
+def kept(report: RunLog) -> Any | None:
+    """What a report run keeps of its last launch; None where that cannot be read."""
+    with suppress(MissingArtifact, ValueError), tempfile.TemporaryDirectory() as folder:
+        content = json.loads(report.fetch(STUDY_FILE, folder).read_bytes())
+        return content if isinstance(content, dict) and isinstance(content.get("cells"), dict) else None
+    return None
 
 
 def last_study(store: Store, name: str) -> Study | None:

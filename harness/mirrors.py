@@ -38,18 +38,21 @@ def fetch(dataset: str, folder: Path, missing: Collection[str]) -> None:
 
 def _fetch(torchvision: types.ModuleType, urls: list[str], folder: Path, archive: str, md5: str) -> None:
     """One archive, with what it holds beside it; raises the last mirror's error when all fail."""
-    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / ".fetching"
     for url in urls:
         try:
-            with tempfile.TemporaryDirectory(dir=folder) as place:
-                if (folder / archive).exists():  # torchvision fetches no archive that is there
-                    shutil.copy(folder / archive, place)
-                torchvision.utils.download_and_extract_archive(url, place, filename=archive, md5=md5)
-                for file in Path(place).iterdir():
-                    file.replace(folder / file.name)
+            shutil.rmtree(place, ignore_errors=True)  # of a process that was killed
+            place.mkdir(parents=True)
+            if (folder / archive).exists():  # torchvision fetches no archive that is there
+                shutil.copy(folder / archive, place)
+            torchvision.utils.download_and_extract_archive(url, str(place), filename=archive, md5=md5)
+            for file in place.iterdir():
+                file.replace(folder / file.name)
             return
         except (OSError, RuntimeError) as error:  # no such host, no answer, or not the file
             failure: Exception = error
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
     raise failure
 
 

@@ -44,9 +44,9 @@ def current() -> str:
     return "portable" if all(os.environ.get(name) == value for name, value in CAPS.items()) else NATIVE
 
 
-def option() -> str:
-    """What a command says so as to compute as this process does, after a space; nothing where that is the default."""
-    return "" if current() == NATIVE else f" --numerics {current()}"
+def option(name: str | None = None) -> str:
+    """What a command says so as to compute by these numerics, or as this process does: an option after a space, or nothing."""
+    return "" if (name or current()) == NATIVE else f" --numerics {name or current()}"
 
 
 @cache

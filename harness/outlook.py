@@ -52,7 +52,7 @@ def status(study: Study, overrides: Mapping[str, Any], say: Say) -> str:
 def outlook(study: Study, todo: Sequence[Plan], stacks: Sequence[Sequence[Plan]], workers: int) -> str:
     """One line: how many cells are to be trained, in how many stacks, and about how long that takes."""
     if not todo:
-        return f"{study.name}: all {len(study.cells)} cells are there"
+        return f"{study.name}: none of {len(study.cells)} cells to train"
     about = makespan(stacks, workers)
     return (
         f"{study.name}: {len(todo)} of {len(study.cells)} cells to train, in {len(stacks)} stacks on {workers} "

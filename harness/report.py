@@ -16,7 +16,8 @@ import pandas as pd
 from harness import chart, frames, histograms, numerics
 from harness.config import slug
 from harness.histograms import Histograms
-from harness.launched import STUDY_FILE, Launched
+from harness.launched import STUDY_FILE, Launched, kept
+from harness.numerics import option
 from harness.store import Store
 from harness.study import Study
 from harness.survey import SETTLED
@@ -47,13 +48,14 @@ def begin(
 ) -> RunLog:
     """The report run of a study's edition, RUNNING: it keeps what is launched, the digests of cells, how many looks.
 
-    Looks that an earlier launch planned are not forgotten by one that plans fewer: the data are the same.
+    Looks that the launch before planned are not forgotten by one that plans fewer, where they share a cell: it was looked at.
     """
     log = open_run(store, study.name, edition)
-    tags = log.run.data.tags
-    looks = max(looks, int(tags.get("looks", "1")))
+    before = kept(log) or {"cells": {}}
+    if any(cells.get(name) == digests for name, digests in before["cells"].items()):
+        looks = max(looks, before.get("looks", 1))
     keep(log, study, cells, overrides, {"looks": looks})
-    log.tags({"launches": int(tags.get("launches", "0")) + 1, "looks": looks})
+    log.tags({"launches": int(log.run.data.tags.get("launches", "0")) + 1})
     return log
 
 
@@ -117,7 +119,7 @@ def write(name: str, launcher: str | None = None) -> Report:
         chart=chart.shared(log.run.info.experiment_id, f"{launched.study.name}-{log.run.data.tags.get('edition', '')}"),
         links={run_id: launched.store.page(log.run.info.experiment_id, run_id) for run_id in runs.run_id.dropna()},
         again=launched.again("study"),
-        checked=f"harness verify --study {launched.study.name}",
+        checked=f"harness verify --study {launched.study.name}{option(launched.numerics)}",
     )
     files = {
         "report.html": page.html().encode(),

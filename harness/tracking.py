@@ -73,7 +73,7 @@ class RunLog:
             raise InputError(f"MLFLOW_RUN_ID={self.id} already holds a run; unset it to start another")
 
     def copy(self, other: RunLog, artifacts: Sequence[str]) -> None:
-        """Take over the metrics, but those it has, and small files of another run, those that it has."""
+        """Take over another run's metrics, but for those that this one has, and small files. A figure may be lost."""
         client = self.store.client
         self.resume()
         with self.store.outage.noticed():
@@ -83,7 +83,7 @@ class RunLog:
                 client.log_batch(self.id, [Metric(r.key, r.value, r.timestamp, r.step) for r in rows[start : start + 1000]])
         with tempfile.TemporaryDirectory() as folder:
             for artifact in artifacts:
-                with suppress(MissingArtifact):  # a figure may be lost
+                with suppress(*[MissingArtifact] if artifact.startswith("plots/") else []):
                     self.file(artifact, partial(shutil.copyfile, other.fetch(artifact, folder)))
 
     def check_unfinished(self) -> None:

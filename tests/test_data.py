@@ -285,6 +285,8 @@ def test_auto_takes_nothing_in_place_of_what_is_damaged(mnist: Path, data_dir: P
     assert FILES[3] in line
     assert sha256((mnist / FILES[3]).read_bytes()) in line
     assert DATASETS["mnist"].files[FILES[3]] in line
+    (mnist / FILES[3]).unlink()  # as the line advises; and there is no network
+    assert f"{FILES[3]} not in {mnist}, and the download failed" in refused("auto", data_dir)
 
 
 @pytest.mark.parametrize("kind", ["labels-idx1-ubyte", "images-idx3-ubyte"])
@@ -466,12 +468,32 @@ def test_missing_files_are_downloaded_once(
 def test_whoever_waited_takes_what_another_has_fetched(mirror: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It found all files missing before; by now others read them."""
     raw, known = data_dir / "new" / "MNIST" / "raw", list[dict[str, int]]()
+    (raw / ".fetching" / FILES[0]).mkdir(parents=True)  # left by a process that was killed
     with serving(mirror, monkeypatch):
         for _ in range(2):
             mirrors.fetch("MNIST", raw, set(FILES))
             known.append({path.name: path.stat().st_mtime_ns for path in raw.iterdir()})
     assert known[0] == known[1]
     assert set(known[0]) == {name for file in FILES for name in (file, f"{file}.gz")}
+
+
+@pytest.mark.parametrize("mnist", ["made up"], indirect=True)
+def test_a_file_is_whole_from_the_moment_that_it_is_there(
+    mirror: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, seen = data_dir / "new" / "MNIST" / "raw", list[list[str]]()
+    utils = mirrors.torchvision_module().utils
+    really = utils.download_and_extract_archive
+
+    def fetched(*arguments: Any, **named: Any) -> None:
+        really(*arguments, **named)
+        seen.append(sorted(path.name for path in raw.iterdir() if path.is_file()))
+
+    monkeypatch.setattr(utils, "download_and_extract_archive", fetched)
+    with serving(mirror, monkeypatch):
+        mirrors.fetch("MNIST", raw, set(FILES))
+    assert [len(names) for names in seen] == [0, 2, 4, 6], "archives and what they held, once both are fetched"
+    assert [path for path in raw.iterdir() if path.is_dir()] == []
 
 
 @pytest.mark.parametrize("mnist", ["made up"], indirect=True)

@@ -28,6 +28,7 @@ from harness.cli import main
 from harness.components.inits import INITS, Init
 from harness.config import RunConfig, slug
 from harness.errors import InputError
+from harness.outlook import preview
 from harness.plan import prepare, prepare_all
 from harness.progress import Progress
 from harness.store import Store, store_uri
@@ -399,7 +400,10 @@ def test_a_cell_is_copied_from_a_run_that_lost_its_figure(client: MlflowClient, 
     launch(ofat("figureless", act=["tanh"]))
     (leader,) = cells(client, "figureless").values()
     (folder(leader) / "plots" / "history.png").unlink()
-    result = launch(ofat("figureless", act=["tanh"], norm=["none"]), share=True)
+    wanted = ofat("figureless", act=["tanh"], norm=["none"])
+    assert "1 of 2 cells to train" in preview(wanted, 0, None, False, print)
+    assert "none of 2 cells to train" in preview(wanted, 0, None, True, print)
+    result = launch(wanted, share=True)
     assert (result.trained, result.failed) == (0, {})
     twin = cells(client, "figureless")["norm=none-s0"]
     assert (twin.info.status, twin.data.tags["shared_with"]) == ("FINISHED", leader.info.run_id)

@@ -329,7 +329,6 @@ def kill(driver: Driver, target: str, kills: Kills) -> bool:
     return False
 
 
-@pytest.mark.slow
 def test_study_whose_worker_and_then_its_driver_are_killed_goes_on_to_the_same_store(
     place: Place, whole: Content, drivers: list[Driver]
 ) -> None:

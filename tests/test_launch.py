@@ -380,13 +380,11 @@ def repeated(client: MlflowClient, finished: RunResult, tmp_path_factory: pytest
     return runs(MlflowClient(f"sqlite:///{folder}/mlflow.db"))
 
 
-@pytest.mark.slow
 def test_three_processes_that_start_at_once_on_a_fresh_store_all_finish(repeated: list[Run]) -> None:
     assert [run.info.status for run in repeated] == ["FINISHED"] * 3
     assert len({run.info.experiment_id for run in repeated}) == 1
 
 
-@pytest.mark.slow
 def test_command_of_the_description_gives_the_same_bits_in_fresh_processes(repeated: list[Run], finished: RunResult) -> None:
     for name in ("state_digest", "history_digest", "config_digest", "data_digest"):
         (found,) = {run.data.tags[name] for run in repeated}

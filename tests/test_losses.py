@@ -182,3 +182,21 @@ def test_lane_that_diverged_when_a_study_was_stopped_ends_where_it_diverged(epoc
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     for name in variants:
         assert digests(found[name]) == alone(study, name)
+
+
+def test_lane_whose_end_cannot_be_written_leaves_its_neighbours_alone(place: Path) -> None:
+    """Stopped when it had diverged, and what is left of it is its last files."""
+    study = study_of("unwritten", calm={**TANH, "lr": 0.01}, hot={**TANH, "lr": 1e36})
+
+    def stop(now: Progress) -> None:
+        if now.passed.get("hot-s0") == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        harness.run_study(study, workers=0, probe=False, watch=stop, say=lambda line: None)
+    artifacts = Path(str(runs(study.name, place)["hot"].info.artifact_uri).removeprefix("file://"))
+    (artifacts / "history.csv").mkdir()
+    result = harness.run_study(study, workers=0, probe=False, say=lambda line: None)
+    assert (result.trained, list(result.failed)) == (1, ["hot-s0"])
+    calm = runs(study.name, place)["calm"]
+    assert (calm.data.tags["attempt"], digests(calm)) == ("2", alone(study, "calm"))

@@ -157,7 +157,7 @@ def test_page_says_how_to_launch_it_again_where_its_name_and_options_do_that(
     assert again("matrix") == f"harness study matrix {given}"
     capsys.readouterr()
     assert left_with(*shlex.split(again("matrix"))[1:], "--dry-run") == 0
-    assert "matrix: all 10 cells are there" in capsys.readouterr().out
+    assert "matrix: none of 10 cells to train" in capsys.readouterr().out
     last = Launched.last("matrix")
     portable = replace(last, kept={**last.kept, "numerics": "portable"})
     assert portable.again("study") == f"harness study matrix {given} --numerics portable"

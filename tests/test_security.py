@@ -54,7 +54,7 @@ def hear(event, args):
 sys.addaudithook(hear)
 """
 RUN = ("train", "--dataset", "mnist_5k", "--epochs", "2", "--max-batches", "50")
-TESTING = ("CI", "PYTEST_CURRENT_TEST", "GITHUB_ACTIONS", "DO_NOT_TRACK")  # MLflow reports no usage where one of them is set
+KNOWN = ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "VIRTUAL_ENV")  # MLflow reports no usage where CI has its own
 
 
 def environment(**env: str) -> dict[str, str]:
@@ -93,9 +93,9 @@ def watched(folder: Path, *arguments: str, **env: str) -> Watched:
     listener.mkdir()
     (listener / "sitecustomize.py").write_text(LISTENER, encoding="utf-8")
     (asked := listener / "asked").touch()
-    env = environment(SECRET_TOKEN=SECRET, AWS_SECRET_ACCESS_KEY=SECRET, ASKED=str(asked), **env)
-    env = {key: value for key, value in env.items() if key not in TESTING}
-    env["PYTHONPATH"] = os.pathsep.join([str(listener), env["PYTHONPATH"]])
+    env |= {"SECRET_TOKEN": SECRET, "AWS_SECRET_ACCESS_KEY": SECRET, "ASKED": str(asked)}
+    env["PYTHONPATH"] = os.pathsep.join([str(listener), str(ROOT)])
+    env |= {key: os.environ[key] for key in KNOWN if key in os.environ}
     with (folder / "out.txt").open("w", encoding="utf-8") as out:
         child = subprocess.Popen(
             [sys.executable, "-m", "harness", *arguments], cwd=folder, env=env, stdout=out, stderr=subprocess.STDOUT
@@ -339,7 +339,7 @@ SLOTS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "mnist_5k": (("train", "--dataset", "mnist_5k"), 2, r"mnist_5k.csv.gz has SHA-256"),
     "store": (("train", "--dataset", "mnist_5k"), 2, r"store sqlite:///.*slot.db cannot be opened"),
     "config.json": (("train", "--resume", "{run}"), 2, r"config.json is not JSON"),
-    "study.json": (("results", "small"), 2, r"study.json is not JSON; launch small again"),
+    "study.json": (("results", "small"), 2, r"study.json is gone or is no JSON of a launch; launch small again"),
     "history.csv": (("results", "small", "--rows", "history"), 2, r"history.csv (is no CSV of epochs|has no column epoch)"),
     "last.safetensors": (("train", "--resume", "{run}"), 0, r"resume: from the beginning: .*torn or no safetensors file"),
     "record.json": (("results", "small"), 0, r"tanh"),

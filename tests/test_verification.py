@@ -83,8 +83,10 @@ def test_verdict_stands_where_the_store_takes_no_tag(store: str) -> None:
     run_id, said = trained(), list[str]()
     with closing(sqlite3.connect(store.removeprefix("sqlite:///"))) as database:
         database.execute("CREATE TRIGGER full BEFORE INSERT ON tags BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END")
-        verdict = verify(run_id, say=said.append)
-        database.execute("DROP TRIGGER full")
+        try:
+            verdict = verify(run_id, say=said.append)
+        finally:
+            database.execute("DROP TRIGGER full")
     assert verdict.exact
     assert said[-1].startswith("lost      the tag verified: store sqlite:///")
     assert "verified" not in MlflowClient(store).get_run(run_id).data.tags
