@@ -283,8 +283,7 @@ def verify(run_id: str | None, study: str | None, sample: str, tolerance: bool, 
     """Train a run again from its record: BIT-EXACT, or the first thing that differs and what may be why.
 
     RUN_ID `latest` is the run begun last of those that finished. The verdict becomes the run's tag `verified`; nothing else is
-    written.
-    Exit code 1 when anything differs.
+    written. Exit code 1 when anything differs.
     """
     choose(numerics)
     if (run_id is None) == (study is None):
