@@ -35,7 +35,7 @@ class Analysis:
     sentences: tuple[str, ...]
 
 
-def analyse(study: Study, runs: pd.DataFrame, history: pd.DataFrame, *, looks: int = 1) -> Analysis:
+def analyse(study: Study, runs: pd.DataFrame, history: pd.DataFrame, looks: int = 1) -> Analysis:
     """The analysis of a study as last launched. The same frames give the same numbers, to the bit."""
     blocks = Blocks.of(study, runs)
     contrasts, anova, measured = compared(blocks, looks), factors(blocks), health(blocks, history)

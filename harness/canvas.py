@@ -56,6 +56,10 @@ class Drawing:
     caption: str
     figure: Figure
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to another process: the bytes, which cost most, in place of what they are made from."""
+        return {**vars(self), "figure": Figure(), "svg": self.svg, "png": self.png}
+
     @cached_property
     def png(self) -> bytes:
         """The figure as PNG, 150 dots an inch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -211,9 +211,9 @@ class Launch:
         self.say(f"{done:>{len(str(of))}}/{of}  {name:<{width}}  {text}{left}")
         self.watch(self.progress)
 
-    def result(self, seconds: float) -> StudyResult:
-        """Write the report and end its run."""
-        came = report.write(self.study.name)
+    def result(self, seconds: float, spread: Callable[..., Iterable[Any]]) -> StudyResult:
+        """Write the report, with the help of whoever trained, and end its run."""
+        came = report.write(self.study.name, spread=spread)
         self.report.finish("FAILED" if self.failed or not came.agree else "FINISHED")
         for lost in came.lost:
             self.say(f"lost     {lost}")

@@ -95,16 +95,15 @@ def driven(
             if works and hands.workers:
                 say("workers  start; the first results take some seconds")
             with closing(hands.trained(works, launch.heard)) as trained:
-                for number, (work, came) in enumerate(trained, 1):
+                for work, came in trained:
                     launch.ended(work, came)
                     if fail_fast and launch.failed:
                         break
-                    if len(works) - number < hands.workers:  # a core is free from here on
-                        report.ready()
+                    report.ready()  # while others train
             if not (fail_fast and launch.failed):
                 launch.copy()
             launch.leave()
-            return launch.result(time.monotonic() - began)
+            return launch.result(time.monotonic() - began, hands.spread)
 
 
 def until_decided(study: Study, looks: Sequence[int], launch: Callable[[Study, int], StudyResult], say: Say) -> StudyResult:

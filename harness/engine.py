@@ -9,7 +9,7 @@ import os
 import queue
 import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -71,6 +71,14 @@ class Engine:
             except BaseException:
                 self.ours.close()
                 raise
+
+    def spread(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        """What `map` does, by processes of this machine that have trained; here where there are none, or where they fail."""
+        items = list(items)
+        if self.cluster is not None and self.client is not None:
+            with suppress(Exception):  # what is wrong with the function shows here as well
+                return list(self.client.gather(self.client.map(function, items, pure=False)))
+        return list(map(function, items))
 
     def _local(self, workers: int) -> Client:
         """Processes of this machine, as many as there is work for; those of earlier work are still there."""
@@ -141,6 +149,7 @@ def _local(workers: int) -> Iterator[tuple[LocalCluster, Client]]:
     """Worker processes of this machine, one thread each; they die with this process."""
     born = {
         "distributed.worker.multiprocessing-method": nursery.METHOD,  # those too that take a dead one's place
+        "distributed.scheduler.worker-saturation": 1.0,  # what waits is handed out as a worker comes free, not before
         "distributed.scheduler.worker-ttl": f"{SILENCE} s",  # looked at as often: Dask's own 5 minutes may become 10
         **QUIET,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,26 +20,41 @@ from harness.vitals import health
 FONT: Any = {"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8.5, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def drawings(analysis: Analysis, seen: Mapping[str, Histograms], lost: Callable[[str, Exception], None]) -> list[Drawing]:
+FIGURES: dict[str, Callable[[Canvas, Mapping[str, Histograms]], Drawing | None]] = {
+    "verdicts": lambda canvas, seen: verdicts(canvas),
+    "curves": lambda canvas, seen: curves(canvas),
+    "health": lambda canvas, seen: health(canvas),
+    "distributions": distributions,
+    "interactions": lambda canvas, seen: interactions(canvas),
+}
+
+
+def drawings(
+    analysis: Analysis,
+    seen: Mapping[str, Histograms],
+    lost: Callable[[str], None],
+    spread: Callable[..., Iterable[Any]] = map,
+) -> list[Drawing]:
     """All figures that a study has data for; `seen` has the histograms of runs by their id.
 
-    One that cannot be drawn costs itself: `lost` hears of it.
+    One that cannot be drawn costs itself: `lost` hears of it. The last ones take longest, so `spread` begins with them.
     """
+    names = list(reversed(FIGURES))
     found = []
-    with matplotlib.rc_context(FONT):
-        canvas = Canvas.of(analysis)
-        draws: dict[str, Callable[[Canvas], Drawing | None]] = {
-            "verdicts": verdicts,
-            "curves": curves,
-            "health": health,
-            "distributions": partial(distributions, seen=seen),
-            "interactions": interactions,
-        }
-        for name, draw in draws.items():
-            try:
-                if (drawing := draw(canvas)) is not None:
-                    lay_out(drawing.figure)
-                    found.append(drawing)
-            except Exception as error:
-                lost(name, error)
+    for name, drawn in reversed(list(zip(names, spread(partial(_drawn, analysis, seen), names), strict=True))):
+        if isinstance(drawn, Drawing):
+            found.append(drawn)
+        elif drawn:
+            lost(f"{name}: {drawn}")
     return found
+
+
+def _drawn(analysis: Analysis, seen: Mapping[str, Histograms], name: str) -> Drawing | str:
+    """A figure, or why it cannot be drawn; nothing where there is no data for it."""
+    try:
+        with matplotlib.rc_context(FONT):
+            if (drawing := FIGURES[name](Canvas.of(analysis), seen)) is not None:
+                lay_out(drawing.figure)
+        return drawing or ""
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"

@@ -12,8 +12,14 @@ from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"
-# the last two: what a sqlite store imports when it is opened, and a run at its end
-IMPORTS = ["harness.engine", "mlflow.store.tracking.sqlalchemy_store", "harness.plots"]
+# after the first: what a sqlite store imports when it is opened, and a run and a study at their ends
+IMPORTS = [
+    "harness.engine",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "harness.plots",
+    "harness.figures",
+    "statsmodels.regression.linear_model",
+]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -25,7 +25,6 @@ from harness.tracking import RunLog
 
 PLOTS = "plots"
 LONGEST = 8000  # characters of a tag that MLflow keeps
-SLOW = ("harness.figures", "statsmodels.regression.linear_model")  # half a second each to import
 
 
 @dataclass(frozen=True)
@@ -88,16 +87,16 @@ def keep(
 
 
 def ready() -> None:
-    """Import what takes `write` its first second: a launch does so as soon as a core is free."""
-    for module in SLOW:
-        import_module(module)
+    """Import what `write` would have to wait for, half a second."""
+    import_module("harness.figures")
 
 
-def write(name: str, launcher: str | None = None) -> Report:
+def write(name: str, launcher: str | None = None, spread: Callable[..., Iterable[Any]] = map) -> Report:
     """Write the report of a study as last launched, from whatever its store has, into its report run.
 
     It is a function of the store: written twice it has the same bytes. `launcher` is a run that `mlflow run` has begun, to be
-    told where to look. Raises InputError when the store has seen no launch.
+    told where to look; `spread` does what `map` does, maybe in other processes. Raises InputError when the store has seen no
+    launch.
     """
     from harness import figures  # see `ready`
     from harness.analysis import analyse
@@ -107,10 +106,10 @@ def write(name: str, launcher: str | None = None) -> Report:
     launched = Launched.last(name)
     runs, history, log = frames.runs(launched), frames.history(launched), launched.report
     table, (copies, agree) = frames.summary(launched), compared(runs)
-    analysis = analyse(launched.study, runs, history, looks=launched.looks)
+    (analysis,) = spread(partial(analyse, launched.study, runs, history), [launched.looks])
     lost: list[str] = []
     seen = launched.parsed(histograms.FILE, runs.run_id.dropna(), Histograms.parse)
-    drawings = figures.drawings(analysis, seen, lambda figure, error: lost.append(f"{figure}: {type(error).__name__}: {error}"))
+    drawings = figures.drawings(analysis, seen, lost.append, spread)
     page = Page.of(
         analysis,
         drawings=drawings,

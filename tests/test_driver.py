@@ -22,7 +22,7 @@ from mlflow.entities import Run
 
 import harness
 from harness import launch as harness_launch
-from harness import worker
+from harness import report, worker
 from harness.cells import StudyResult
 from harness.cli import main
 from harness.components.inits import INITS, Init
@@ -179,6 +179,10 @@ def test_worker_processes_leave_the_store_that_this_process_leaves(client: Mlflo
         assert mine[name].data.tags["attempt"] == "1"
     assert max(epoch for epoch, _ in heard) == 12
     assert max(loss for _, loss in heard) > 0
+    place = folder(client.get_run(result.report_run_id))
+    theirs_drew = {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*.*")}
+    for name, mine_drew in report.write("workers").files.items():
+        assert theirs_drew[name] == mine_drew, name
 
 
 # desired state

@@ -1,0 +1,38 @@
+"""Work that is spread: done by the processes that trained, here where there are none, and done in any case."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from harness import engine
+
+
+def test_without_workers_it_is_done_here_and_in_order() -> None:
+    with engine.opened(2, None, []) as hands:
+        assert hands.spread(lambda item: (item, os.getpid()), "abc") == [(item, os.getpid()) for item in "abc"]
+
+
+def test_what_is_wrong_with_it_is_heard() -> None:
+    with engine.opened(0, None, []) as hands, pytest.raises(ZeroDivisionError):
+        hands.spread(lambda item: 1 / item, [1, 0])
+
+
+@pytest.mark.slow
+def test_workers_do_it_and_where_they_die_of_it_this_process_does() -> None:
+    here = os.getpid()
+
+    def deadly(item: int) -> int:
+        if os.getpid() != here:
+            os._exit(1)
+        return item
+
+    with engine.opened(2, None, []) as hands:
+        hands._local(2)
+        came = hands.spread(lambda item: (item, os.getpid()), range(8))
+        assert [item for item, _ in came] == list(range(8))
+        assert here not in {process for _, process in came}
+        assert hands.spread(deadly, [3, 1, 2]) == [3, 1, 2]
+        with pytest.raises(ZeroDivisionError):
+            hands.spread(lambda item: 1 / item, [1, 0])
