@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,7 @@ class Analysis:
     sentences: tuple[str, ...]
 
 
-def analyse(study: Study, runs: pd.DataFrame, history: pd.DataFrame, looks: int = 1) -> Analysis:
+def analyse(study: Study, runs: pd.DataFrame, history: pd.DataFrame, looks: int = 1, seen: Sequence[int] = ()) -> Analysis:
     """The analysis of a study as last launched. The same frames give the same numbers, to the bit."""
     blocks = Blocks.of(study, runs)
     contrasts, anova, measured = compared(blocks, looks), factors(blocks), health(blocks, history)
@@ -50,7 +51,7 @@ def analyse(study: Study, runs: pd.DataFrame, history: pd.DataFrame, looks: int 
         stability=stability(blocks, history),
         health=measured,
         separation=separation(blocks, measured),
-        limits=limits(blocks, contrasts, anova, looks),
+        limits=limits(blocks, contrasts, anova, looks, seen),
         sentences=sentences(blocks, contrasts),
     )
 

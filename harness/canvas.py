@@ -129,6 +129,11 @@ class Canvas:
         return "".join(parts)
 
     @property
+    def part(self) -> str:
+        """Which data curves are of, beside training's: validation in a study of it, which is to see nothing of the test set."""
+        return "val" if self.analysis.study.metric.startswith("final/val") else "test"
+
+    @property
     def base(self) -> str:
         """The variant that the others are compared with."""
         return self.analysis.study.reference
@@ -191,7 +196,12 @@ def lay_out(figure: Figure) -> None:
 def words(metric: str) -> str:
     """A metric as people say it: final/test_loss -> test loss, nats."""
     part, _, what = metric.removeprefix("final/").partition("_")
-    return f"{'validation' if part == 'val' else part} {UNITS[what]}"
+    return f"{spoken(part)} {UNITS[what]}"
+
+
+def spoken(part: str) -> str:
+    """A part of the data as people say it."""
+    return "validation" if part == "val" else part
 
 
 def legend_key(style: Style, label: str) -> Line2D:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
@@ -44,14 +44,16 @@ def _more(seeds: float) -> str:
     return f"; {count} more seed{'s' * (seeds != 1)} would decide it if mean and spread stayed as they are"
 
 
-def limits(blocks: Blocks, contrasts: pd.DataFrame, anova: pd.DataFrame | None, looks: int) -> tuple[str, ...]:
-    """What these data cannot say, the gravest first."""
+def limits(
+    blocks: Blocks, contrasts: pd.DataFrame, anova: pd.DataFrame | None, looks: int, seen: Sequence[int] = ()
+) -> tuple[str, ...]:
+    """What these data cannot say, the gravest first. `seen`: with how many seeds the study was launched before, unplanned."""
     return (
         *_few_seeds(blocks, contrasts),
         *_without_numbers(blocks),
         *_copies(blocks),
         *_of_design(blocks, anova),
-        *_of_family(blocks, contrasts, looks),
+        *_of_family(blocks, contrasts, looks, seen),
         *_always(blocks),
     )
 
@@ -96,21 +98,36 @@ def _copies(blocks: Blocks) -> Iterator[str]:
 
 
 def _of_design(blocks: Blocks, anova: pd.DataFrame | None) -> Iterator[str]:
-    if blocks.study.design == "one_factor_at_a_time":
+    study = blocks.study
+    if (
+        study.design == "one_factor_at_a_time"
+        and len(study.factors) > 1
+        and all(row.config != study.at_base for row in study.rows)
+    ):
+        yield (
+            f"No variant is the base itself, and {blocks.reference} stands for it: variants of another factor differ from it in "
+            "two things. A level that is the base's would mend it."
+        )
+    if study.design == "one_factor_at_a_time":
         yield "Each factor was varied at the base's setting of the others: whether effects add up cannot be seen."
-    elif blocks.study.design == "factorial" and anova is None:
+    elif study.design == "factorial" and anova is None:
         yield "No analysis of variance: it needs a number for every combination, no run that diverged or failed, and two seeds."
-    elif blocks.study.design == "factorial":
+    elif study.design == "factorial":
         yield "The analysis of variance supposes one spread for all combinations and normal residuals."
 
 
-def _of_family(blocks: Blocks, contrasts: pd.DataFrame, looks: int) -> Iterator[str]:
+def _of_family(blocks: Blocks, contrasts: pd.DataFrame, looks: int, seen: Sequence[int]) -> Iterator[str]:
     if blocks.study.matters is None:
         yield "No smallest difference that matters was declared, so nothing can be called equivalent."
     if len(contrasts) > 1:
         yield f"Contrasts are with {blocks.reference} only: they do not rank the other variants among each other."
     if looks > 1:
         yield f"Intervals are as wide as {looks} looks at growing data need."
+    elif seen:
+        yield (
+            f"It was launched before with {' and '.join(map(str, seen))} seeds, and these intervals count one look: where seeds "
+            "were added for what was seen then, verdicts are wrong more often than they say. --until-decided plans its looks."
+        )
 
 
 def _always(blocks: Blocks) -> Iterator[str]:

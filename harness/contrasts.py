@@ -11,7 +11,7 @@ from scipy.special import gammaln, stdtr
 
 from harness.blocks import Blocks
 from harness.families import holm
-from harness.intervals import CONFIDENCE, Numbers, half_width, t_interval
+from harness.intervals import CONFIDENCE, ROUNDING, Numbers, half_width, t_interval
 from harness.variance import Blocked
 
 VERDICTS = ("better", "equivalent", "worse", "undecided")
@@ -25,7 +25,6 @@ COLUMNS = (
     *("p_paired", "p_sign_flip", "p_dunnett", "p_holm", "effect", "correlation", "pairing_gain"),
     *("model_difference", "model_low", "model_high", "verdict", "more_seeds", "reason", "run_ids"),
 )
-ROUNDING = 1e-9  # a spread of differences below this share of their size is rounding
 
 
 def decide(low: float, high: float, matters: float, good: int) -> str:
@@ -64,7 +63,7 @@ def contrast(blocks: Blocks, name: str, reference: str, level: float) -> dict[st
     pair = blocks.values[[name, reference]].dropna().to_numpy()
     differences = pair[:, 0] - pair[:, 1]
     mean, std, low, high = (float(value) for value in t_interval(differences, level))
-    matters = blocks.study.matters or 0.0
+    matters, even = blocks.study.matters or 0.0, _is_even(pair)
     verdict, reason = decide(low, high, matters, blocks.good), _why_not(blocks, name, reference, pair)
     return {
         "variant": name,
@@ -76,11 +75,11 @@ def contrast(blocks: Blocks, name: str, reference: str, level: float) -> dict[st
         "low": low,
         "high": high,
         "level": level,
-        "p_paired": paired_p(differences),
+        "p_paired": math.nan if even else paired_p(differences),
         "p_sign_flip": sign_flip_p(differences),
-        "effect": effect(differences),
+        "effect": math.nan if even else effect(differences),
         "correlation": correlation(pair),
-        "pairing_gain": pairing_gain(pair),
+        "pairing_gain": math.nan if even else pairing_gain(pair),
         "sound": not reason,
         "verdict": "undecided" if reason else verdict,
         "more_seeds": math.nan if reason or verdict != "undecided" else more_seeds(mean, std, len(pair), level, matters),
@@ -98,9 +97,14 @@ def _why_not(blocks: Blocks, name: str, reference: str, pair: Numbers) -> str:
                 return f"{of}, and a mean over the others would leave out the worst"
     if len(pair) < 2:
         return f"{len(pair)} seed{'s' * (len(pair) != 1)} with both: no spread to judge by"
-    if np.ptp(pair[:, 0] - pair[:, 1]) <= ROUNDING * float(np.abs(pair).max()):
+    if _is_even(pair):
         return "the difference is the same in every seed: no spread to judge by"
     return ""
+
+
+def _is_even(pair: Numbers) -> bool:
+    """Whether two arms (n, 2) differ by the same in every seed, but for rounding."""
+    return bool(len(pair) and np.ptp(pair[:, 0] - pair[:, 1]) <= ROUNDING * np.abs(pair).max())
 
 
 def _why(low: float, high: float, matters: float, verdict: str) -> str:

@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from harness.canvas import UNITS, Canvas, Drawing, legend_key, scaled, sheet
+from harness.canvas import UNITS, Canvas, Drawing, legend_key, scaled, sheet, shortened, spoken
 
-TRAIN, TEST = "--", "-"
+TRAIN, SHOWN = "--", "-"
+TITLE = 26  # characters of a panel's title, of which four stand side by side
 
 
 def curves(canvas: Canvas) -> Drawing | None:
@@ -23,25 +24,26 @@ def curves(canvas: Canvas) -> Drawing | None:
     if not canvas.names or canvas.curves.epoch.max() < 1:
         return None
     figure = _four(canvas) if canvas.few else _many(canvas)
+    shown = spoken(canvas.part)
     seeds = f"Mean over {canvas.counted}, band from the lowest to the highest, thin lines single seeds"
     what = (
-        "Train is measured while training, test in eval mode at the end of each epoch"
+        f"Train is measured while training, {shown} in eval mode at the end of each epoch"
         if canvas.few
-        else "Solid: test; dashed: train" + ("" if canvas.hue else "; black in each panel: the base's test")
+        else f"Solid: {shown}; dashed: train" + ("" if canvas.hue else f"; black in each panel: the base's {shown}")
     )
     return Drawing("curves", "Curves over epochs", f"{seeds}. {what}.{canvas.left_out}", figure)
 
 
 def _four(canvas: Canvas) -> Figure:
-    """Train and test, loss and accuracy."""
+    """Train and test, or validation: loss and accuracy."""
     figure = sheet(6.2 + 0.22 * math.ceil(len(canvas.names) / 3))
     for ax, (what, part) in zip(
-        figure.subplots(2, 2, sharex=True).flat, ((w, p) for w in UNITS for p in ("train", "test")), strict=True
+        figure.subplots(2, 2, sharex=True).flat, ((w, p) for w in UNITS for p in ("train", canvas.part)), strict=True
     ):
         for name in canvas.names:
             _line(ax, canvas, name, f"{part}/{what}")
         scaled(ax, canvas.curves[f"{part}/{what}"], what)
-        ax.set(title=f"{part} {what}", ylabel=UNITS[what])
+        ax.set(title=f"{spoken(part)} {what}", ylabel=UNITS[what])
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
         if what == "accuracy":
@@ -65,16 +67,16 @@ def _many(canvas: Canvas) -> Figure:
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for ax, (title, names) in zip(axes.flat, panels.items(), strict=False):
         if not canvas.hue and names != [canvas.base] and canvas.base in canvas.names:
-            _mean(ax, _seeds(canvas, canvas.base, f"test/{what}"), color="#000000", lw=1, alpha=0.7)
+            _mean(ax, _seeds(canvas, canvas.base, f"{canvas.part}/{what}"), color="#000000", lw=1, alpha=0.7)
         for name in names:
-            _line(ax, canvas, name, f"test/{what}", plain=True)
+            _line(ax, canvas, name, f"{canvas.part}/{what}", plain=True)
             _mean(ax, _seeds(canvas, name, f"train/{what}"), color=canvas.styles[name].colour, ls=TRAIN, lw=1)
         ax.set_title(title, fontsize=8.5)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.grid(alpha=0.3)
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
-    scaled(axes[0, 0], pd.concat([canvas.curves[f"{part}/{what}"] for part in ("test", "train")]), what)
+    scaled(axes[0, 0], pd.concat([canvas.curves[f"{part}/{what}"] for part in (canvas.part, "train")]), what)
     figure.supylabel(UNITS[what], fontsize=9)
     figure.supxlabel("epoch", fontsize=9)
     if canvas.hue:
@@ -87,7 +89,7 @@ def _many(canvas: Canvas) -> Figure:
 def _panel(canvas: Canvas, name: str) -> str:
     """The title of the panel that a variant is drawn in."""
     if not canvas.hue:
-        return canvas.labels[name]
+        return shortened(canvas.labels[name], TITLE)
     return "\n".join(_pairs([_level(canvas, name, factor) for factor in canvas.analysis.study.varied if factor != canvas.hue]))
 
 
@@ -106,7 +108,9 @@ def _line(ax: Axes, canvas: Canvas, name: str, column: str, plain: bool = False)
         ax.fill_between(seeds.index, seeds.min(axis=1), seeds.max(axis=1), color=style.colour, alpha=0.15, lw=0)
         ax.plot(seeds.index, seeds.to_numpy(), color=style.colour, lw=0.5, alpha=0.5, zorder=style.order)
     few = len(seeds) <= 25
-    look = {"ls": TEST, "lw": 1.4} if plain else {"ls": style.line, "marker": style.marker if few else "", "ms": 3.5, "lw": 1.4}
+    look = (
+        {"ls": SHOWN, "lw": 1.4} if plain else {"ls": style.line, "marker": style.marker if few else "", "ms": 3.5, "lw": 1.4}
+    )
     _mean(ax, seeds, color=style.colour, zorder=style.order + 1, **look)
 
 

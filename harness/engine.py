@@ -72,13 +72,13 @@ class Engine:
                 self.ours.close()
                 raise
 
-    def spread(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    def spread(self, function: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:
         """What `map` does, by processes of this machine that have trained; here where there are none, or where they fail."""
-        items = list(items)
+        given = [list(some) for some in items]
         if self.cluster is not None and self.client is not None:
             with suppress(Exception):  # what is wrong with the function shows here as well
-                return list(self.client.gather(self.client.map(function, items, pure=False)))
-        return list(map(function, items))
+                return list(self.client.gather(self.client.map(function, *given, pure=False)))
+        return list(map(function, *given))
 
     def _local(self, workers: int) -> Client:
         """Processes of this machine, as many as there is work for; those of earlier work are still there."""

@@ -18,6 +18,7 @@ from harness.origin import origin
 from harness.page import Page, Recipe
 from harness.ranking import HERE, Ranking, by, rank
 from harness.report import PLOTS, Report, publish
+from harness.space import BASE
 from harness.study import Study, Variant
 from harness.tables import Table, interval, number
 from harness.tracking import RunLog
@@ -101,7 +102,7 @@ def _final(trials: Trials) -> tuple[Analysis | None, Runs]:
     if launched.study.json_text() != study.json_text():
         return None, []
     runs, history = frames.runs(launched), frames.history(launched)
-    return analyse(launched.study, runs, history, looks=launched.looks), [(launched, runs)]
+    return analyse(launched.study, runs, history, looks=launched.looks, seen=launched.seen), [(launched, runs)]
 
 
 def _ranking(trials: Trials, final: Analysis | None) -> tuple[Ranking | None, str, Runs]:
@@ -125,7 +126,9 @@ def _ranking(trials: Trials, final: Analysis | None) -> tuple[Ranking | None, st
 
 def _sentences(trials: Trials, final: Analysis | None, ranking: Ranking | None, unranked: str) -> Iterator[str]:
     """The comparison first, then what was found on validation, then ranks, then warnings."""
-    if final is not None:
+    if final is not None and final.contrasts.empty and final.study.reference == BASE:
+        yield "No setting did better on validation than the base itself: there is nothing to compare it with."
+    elif final is not None:
         seeds = plural(len(final.study.seeds), "fresh seed")
         yield f"On {seeds} and the test set, the best settings trained anew: {final.sentences[0]}"
         yield from final.sentences[1:]
@@ -188,23 +191,24 @@ def _limits(trials: Trials, final: Analysis | None) -> Iterator[str]:
 
 
 def _best(trials: Trials, final: Analysis | None) -> Table:
-    variants = {row.variant: row for row in each(final.variants)} if final else {}
+    variants = {name: row for row in each(final.variants) for name in (row.variant, *row.copies)} if final else {}
     contrasts = {row.variant: row.verdict for row in each(final.contrasts)} if final else {}
     rows, runs = [], []
     for row in trials.search.study.rows:
         if (best := trials.best.get(row.name)) is None:
             continue
         base, tested = trials.base(row), variants.get(row.name)
-        verdict = contrasts.get(row.name, "compared with" if tested is not None else "")
+        itself = "compared with" if tested is None or tested.variant == row.name else f"is {tested.variant}"
+        verdict = "" if tested is None else contrasts.get(tested.variant, itself)
         numbers = ["", "", ""] if tested is None else [str(tested.n), number(tested.mean), interval(tested.low, tested.high)]
         value = "" if base is None else number(base.value) or base.state
         rows.append(
             [row.name, verdict, *numbers, number(best.value), value, str(len(trials.of(row))), _setting(trials, best.variant)]
         )
         runs.append((*(tested.run_ids if tested is not None else ()), *trials.run_ids(best.variant)))
-    if "base" in variants:
-        base = variants["base"]
-        rows.append(["base", "compared with", str(base.n), number(base.mean), interval(base.low, base.high), "", "", "", ""])
+    if BASE in variants:
+        base = variants[BASE]
+        rows.append([BASE, "compared with", str(base.n), number(base.mean), interval(base.low, base.high), "", "", "", ""])
         runs.append(base.run_ids)
     tested = f"Over n fresh seeds the mean {final.study.metric} and its 95% t interval; " if final else ""
     seeds = plural(len(trials.search.study.seeds), "seed")

@@ -47,10 +47,10 @@ def verdicts(canvas: Canvas) -> Drawing | None:
 
 
 def _values(ax: Axes, canvas: Canvas, places: Mapping[str, int]) -> None:
-    metric, runs = canvas.analysis.study.metric, canvas.analysis.runs.set_index("run_id")[canvas.analysis.study.metric]
+    metric, runs = canvas.analysis.study.metric, canvas.analysis.runs.dropna(subset="run_id").set_index("run_id")
     for row in each(canvas.variants):
         place, style = places[str(row.variant)], canvas.styles[str(row.variant)]
-        values = runs.reindex(list(row.run_ids)).to_numpy(dtype=float)
+        values = runs[metric].reindex(list(row.run_ids)).to_numpy(dtype=float)
         if row.n:
             ax.plot([row.mean], [place], marker="|", ms=11, mew=2, color=style.colour)
             ax.plot(values, np.full(len(values), place), ls="", marker=style.marker, ms=4.5, mfc="none", mec=style.colour)

@@ -66,8 +66,10 @@ def history(study: str | Study | Launched) -> pd.DataFrame:
     # one process has one environment: its threads must not each change it
     with told(IMPATIENT), ThreadPoolExecutor(8) as pool:
         frames = list(pool.map(lambda standing: _history(launched.store, standing), begun))
-    empty = pd.DataFrame(columns=["run_id", "variant", "seed", "state", "epoch"])
-    return pd.concat(frames, ignore_index=True) if frames else empty
+    # a run without an epoch, which has no types, would take those of the others away
+    some = [frame for frame in frames if len(frame)]
+    empty: dict[str, Any] = {"run_id": str, "variant": str, "seed": "int64", "state": str, "epoch": "int64"}
+    return pd.concat(some, ignore_index=True) if some else pd.DataFrame(columns=list(empty)).astype(empty)
 
 
 def summary(study: str | Study | Launched, by: str | Sequence[str] = ()) -> pd.DataFrame:
@@ -123,10 +125,13 @@ def each(frame: pd.DataFrame) -> Iterator[Any]:
 
 
 def outline(summary: pd.DataFrame) -> pd.DataFrame:
-    """What fits a screen: counts of what went wrong only where something did, and the two final test metrics."""
+    """What fits a screen: counts of what went wrong only where something did, and the two final test metrics; of a study that
+    is on another metric that one alone.
+    """
     names = [column for column in map(str, summary) if not any(column.startswith(_short(metric)) for metric in METRICS)]
     names = [name for name in names if name not in STATES or summary[name].any()]
-    shown = [f"{_short(metric)}_{what}" for metric in SHOWN for what in ("mean", "std", "min", "max")]
+    own = [metric for metric in METRICS if metric not in SHOWN and f"{_short(metric)}_mean" in summary]
+    shown = [f"{_short(metric)}_{what}" for metric in own or SHOWN for what in ("mean", "std", "min", "max")]
     heads = {name: name.removeprefix("test_").replace("_", " ") for name in shown}
     return summary[[*names, *shown]].rename(columns=heads)
 

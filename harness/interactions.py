@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from harness.canvas import COLOURS, LINES, MARKERS, Canvas, Drawing, sheet, words
+from harness.conclusions import plural
 
 
 def interactions(canvas: Canvas) -> Drawing | None:
@@ -53,5 +54,7 @@ def interactions(canvas: Canvas) -> Drawing | None:
     figure.supylabel(words(study.metric), fontsize=9)
     without = int((table.n == 0).sum())
     gone = f" {without} conditions without a finished run are left out, which bends these means." if without else ""
+    if partly := int(((table.n > 0) & (table.diverged + table.failed > 0)).sum()):
+        gone += f" Of {plural(partly, 'condition')} some runs diverged or failed: the mean over the rest leaves out the worst."
     caption = f"Large: mean over all conditions with the two levels; small: each condition's mean over {canvas.counted}.{gone}"
     return Drawing("interactions", "Interactions of factors", caption, figure)

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaincinv, chdtri, stdtrit
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-9  # a spread below this share of the values is rounding
 Numbers = NDArray[np.float64]
 
 

@@ -77,6 +77,11 @@ class Launched:
         return f"harness {command} {asked.name}{options(said)}{option(self.numerics)}"
 
     @property
+    def seen(self) -> list[int]:
+        """With how many seeds it was launched before, of launches with fewer that share a cell with it."""
+        return list(self.kept.get("seen", []))
+
+    @property
     def numerics(self) -> str:
         """By which it was trained."""
         return str(self.kept.get("numerics", NATIVE))

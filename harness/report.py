@@ -48,12 +48,14 @@ def begin(
     """The report run of a study's edition, RUNNING: it keeps what is launched, the digests of cells, how many looks.
 
     Looks that the launch before planned are not forgotten by one that plans fewer, where they share a cell: it was looked at.
+    Nor is that it had fewer seeds.
     """
     log = open_run(store, study.name, edition)
-    before = kept(log) or {"cells": {}}
+    before, seen = kept(log) or {"cells": {}}, set[int]()
     if any(cells.get(name) == digests for name, digests in before["cells"].items()):
         looks = max(looks, before.get("looks", 1))
-    keep(log, study, cells, overrides, {"looks": looks})
+        seen = {*before.get("seen", []), len(before["study"]["seeds"])}
+    keep(log, study, cells, overrides, {"looks": looks, "seen": sorted(n for n in seen if n < len(study.seeds))})
     log.tags({"launches": int(log.run.data.tags.get("launches", "0")) + 1})
     return log
 
@@ -106,7 +108,7 @@ def write(name: str, launcher: str | None = None, spread: Callable[..., Iterable
     launched = Launched.last(name)
     runs, history, log = frames.runs(launched), frames.history(launched), launched.report
     table, (copies, agree) = frames.summary(launched), compared(runs)
-    (analysis,) = spread(partial(analyse, launched.study, runs, history), [launched.looks])
+    (analysis,) = spread(partial(analyse, launched.study, runs, history), [launched.looks], [launched.seen])
     lost: list[str] = []
     seen = launched.parsed(histograms.FILE, runs.run_id.dropna(), Histograms.parse)
     drawings = figures.drawings(analysis, seen, lost.append, spread)

@@ -268,7 +268,8 @@ class Hunt:
         else:
             leads, pruned = self.best(trial.condition.name) is trial, trial.came.pruned
             ended = f"  given up after epoch {pruned}" if pruned is not None else "  best so far" if leads else ""
-            said = f"validation {self.search.study.metric.rpartition('_')[2]} {abs(trial.came.cost):.4g}{ended}"
+            value = f"validation {self.search.study.metric.rpartition('_')[2]} {abs(trial.came.cost):.4g}"
+            said = f"{value if math.isfinite(trial.came.cost) else 'diverged'}{ended}"
         self.say(f"{done:>{len(str(of))}}/{of}  {trial.name}  {said}")
 
     def _compared(self, best: Mapping[str, Asked]) -> StudyResult:

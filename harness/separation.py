@@ -44,21 +44,22 @@ def separation(blocks: Blocks, health: pd.DataFrame) -> pd.DataFrame:
     """Rank correlation over conditions of each measure, before training and at the end, with the metric.
 
     A condition's measure is the mean over its layers and seeds, its metric the mean over seeds; only conditions of which no run
-    diverged or failed. `when` is `start`, epoch 0, or `end`, each variant's last. `correlation`: Spearman's; `p`: share of
-    permutations of the conditions with one as far from 0, exact up to 7 of them; `p_holm` over the family of all rows; `n`
-    conditions. `mean` goes in by its size, for either sign may be unhealthy. NaN below 3 conditions and where a measure is the
-    same in all.
+    diverged or failed. Those whose measures are all the same, as before training where they differ in how they train alone,
+    count once, with the mean of their metrics. `when` is `start`, epoch 0, or `end`, each variant's last. `correlation`:
+    Spearman's; `p`: share of permutations with one as far from 0, exact up to 7 of them; `p_holm` over the family of all rows;
+    `n` conditions. `mean` goes in by its size, for either sign may be unhealthy. NaN below 3 conditions and where a measure is
+    the same in all.
     """
-    means = blocks.values[list(blocks.whole)].mean()
+    means, measures = blocks.values[list(blocks.whole)].mean().rename("metric"), list(MEASURES)
     sized = health[health.variant.isin(means.index)].assign(mean=health["mean"].abs())
     ends = sized.groupby("variant").epoch.transform("max") if len(sized) else sized.epoch
     rows = []
     for when, chosen in (("start", sized[sized.epoch.eq(0)]), ("end", sized[sized.epoch.eq(ends)])):
-        of_condition = chosen.groupby("variant")[list(MEASURES)].mean()
-        epoch = chosen.epoch.max()
+        of_condition = chosen.groupby("variant")[measures].mean().join(means)
+        distinct, epoch = of_condition.groupby(measures, dropna=False).metric.mean().reset_index(), chosen.epoch.max()
         for measure in MEASURES:
-            values = of_condition[measure].dropna()
-            rho, p = spearman(values.to_numpy(float), means[values.index].to_numpy(float))
+            values = distinct[[measure, "metric"]].dropna()
+            rho, p = spearman(values[measure].to_numpy(float), values.metric.to_numpy(float))
             rows.append({"measure": measure, "when": when, "epoch": epoch, "correlation": rho, "p": p, "n": len(values)})
     found = pd.DataFrame(rows)
     found["p_holm"] = holm(found.p.to_list())
@@ -66,17 +67,20 @@ def separation(blocks: Blocks, health: pd.DataFrame) -> pd.DataFrame:
 
 
 def spearman(measure: Numbers, metric: Numbers) -> tuple[float, float]:
-    """Spearman's rank correlation, and the permutation p of none; NaN below 3 pairs and where one side does not vary."""
+    """Spearman's rank correlation, and the share of permutations with one as far from 0; NaN below 3 pairs and where one side
+    does not vary.
+    """
     if len(measure) < 3 or not np.ptp(measure) or not np.ptp(metric):
         return math.nan, math.nan
     from scipy.stats import permutation_test, rankdata
 
     x, y = ((ranks - ranks.mean()) / ranks.std() for ranks in (rankdata(measure), rankdata(metric)))
 
-    def rho(permuted: Numbers, axis: int = -1) -> Numbers:
-        return (permuted * y).mean(axis=axis)
+    def size(permuted: Numbers, axis: int = -1) -> Numbers:
+        return np.abs((permuted * y).mean(axis=axis))
 
     test = permutation_test(
-        (x,), rho, permutation_type="pairings", n_resamples=PERMUTATIONS, vectorized=True, rng=np.random.default_rng(0)
-    )
-    return float(test.statistic), float(test.pvalue)
+        (x,), size, permutation_type="pairings", alternative="greater", n_resamples=PERMUTATIONS, vectorized=True,
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    return float((x * y).mean()), float(test.pvalue)

@@ -20,6 +20,7 @@ from harness.study import Study, Variant, parse_seeds
 from harness.studyfile import find, is_search, tables
 
 VALIDATED = ("final/val_loss", "final/val_accuracy")
+BASE = "base"  # the variant that the best setting stands beside, where nothing is compared
 EDGE = 0.05  # of a range: a best setting that is nearer to an end says that the range may be too small
 LEAST_SEEDS = 4  # for Wilcoxon's test: with 3 its least p is 1/8, above the 0.1 that it prunes at
 MOST_TRIALS = 10_000  # of a condition
@@ -232,7 +233,7 @@ class Search(BaseModel):
         """
         rows = [{"name": row.name, **self.levels(row), **best[row.name]} for row in self.study.rows if row.name in best]
         if not self.study.factors:
-            rows = [{"name": "base"}, *rows]
+            rows = [{"name": BASE}, *rows]
         return self._study(f"{self.name}-best", rows, self.settings.final_seeds, self.study.metric.replace("val", "test"))
 
     def command(self, row: Variant, setting: Mapping[str, Any]) -> str:

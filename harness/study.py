@@ -206,8 +206,12 @@ class Study(BaseModel):
     @property
     def reference(self) -> str:
         """The variant that others are compared with: the first that is the base itself, else the first."""
-        base = RunConfig(**self.base)
-        return next((row.name for row in self.rows if row.config == base), self.rows[0].name)
+        return next((row.name for row in self.rows if row.config == self.at_base), self.rows[0].name)
+
+    @cached_property
+    def at_base(self) -> RunConfig:
+        """What is asked for where a variant sets nothing."""
+        return RunConfig(**self.base)
 
     def override(self, /, seeds: Sequence[int] | str | None = None, **base: Any) -> Self:
         """A checked copy with other seeds or other values in the base. Raises InputError for one that would change nothing."""

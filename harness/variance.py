@@ -10,7 +10,7 @@ from scipy.special import stdtrit
 
 from harness.blocks import Blocks
 from harness.families import dunnett, holm
-from harness.intervals import Numbers
+from harness.intervals import ROUNDING, Numbers
 
 PERMUTATIONS, BATCH = 9999, 99  # with the table as it was seen they make 10,000; so many are held at once
 
@@ -42,7 +42,7 @@ class Blocked:
         fitted = OLS(cells.value.to_numpy(), design).fit()
         covariance, k = np.asarray(fitted.cov_params()), len(others)
         errors = np.sqrt(np.diag(covariance)[:k])
-        if not (errors > 0).all():
+        if not (errors > ROUNDING * np.abs(cells.value).max()).all():
             return None
         correlation = covariance[:k, :k] / np.outer(errors, errors)
         return cls(others, fitted.params[:k], errors, correlation, int(fitted.df_resid))
@@ -102,7 +102,7 @@ def factors(blocks: Blocks) -> pd.DataFrame | None:
 
     One row a term: term, df, sum_sq, F, p, p_holm (over the terms but seed), partial_eta_sq (sum_sq over itself and the
     residual). None where it cannot be computed: of another design, with a combination that has no number or a run that diverged
-    or failed, or with nothing left for the residual.
+    or failed, with seeds that do not tell its effects apart, or with nothing left for the residual.
     """
     study = blocks.study
     varied = [factor for factor in study.varied if len(study.factors.get(factor, ())) > 1]
@@ -119,7 +119,10 @@ def factors(blocks: Blocks) -> pd.DataFrame | None:
     data = pd.DataFrame([levels[str(name)] for name in cells.variant], columns=names)
     data = data.assign(seed=cells.seed.to_numpy(), metric=cells.value.to_numpy())
     formula = "metric ~ C(seed) + " + " * ".join(f"C({name})" for name in names)
-    found = anova_lm(ols(formula, data).fit(), typ=2)
+    fitted = ols(formula, data).fit()
+    if np.linalg.matrix_rank(fitted.model.exog) < fitted.model.exog.shape[1]:
+        return None
+    found = anova_lm(fitted, typ=2)
     spoken = {f"C({name})": factor for name, factor in zip(names, varied, strict=True)}
     spoken |= {"C(seed)": "seed", "Residual": "residual"}
     terms = [":".join(spoken[part] for part in str(term).split(":")) for term in found.index]
