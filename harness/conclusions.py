@@ -99,16 +99,12 @@ def _copies(blocks: Blocks) -> Iterator[str]:
 
 def _of_design(blocks: Blocks, anova: pd.DataFrame | None) -> Iterator[str]:
     study = blocks.study
-    if (
-        study.design == "one_factor_at_a_time"
-        and len(study.factors) > 1
-        and all(row.config != study.at_base for row in study.rows)
-    ):
-        yield (
-            f"No variant is the base itself, and {blocks.reference} stands for it: variants of another factor differ from it in "
-            "two things. A level that is the base's would mend it."
-        )
     if study.design == "one_factor_at_a_time":
+        if len(study.factors) > 1 and all(row.config != study.at_base for row in study.rows):
+            yield (
+                f"No variant is the base itself, and {blocks.reference} stands for it: variants of another factor differ from "
+                "it in two things. A level that is the base's would mend that."
+            )
         yield "Each factor was varied at the base's setting of the others: whether effects add up cannot be seen."
     elif study.design == "factorial" and anova is None:
         yield "No analysis of variance: it needs a number for every combination, no run that diverged or failed, and two seeds."
@@ -125,8 +121,8 @@ def _of_family(blocks: Blocks, contrasts: pd.DataFrame, looks: int, seen: Sequen
         yield f"Intervals are as wide as {looks} looks at growing data need."
     elif seen:
         yield (
-            f"It was launched before with {' and '.join(map(str, seen))} seeds, and these intervals count one look: where seeds "
-            "were added for what was seen then, verdicts are wrong more often than they say. --until-decided plans its looks."
+            f"It was launched before with {' and '.join(map(str, seen))} seeds, and these intervals count one look: where "
+            "seeds were added for what was seen then, verdicts are wrong more often than that. --until-decided plans its looks."
         )
 
 
