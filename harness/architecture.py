@@ -113,7 +113,7 @@ def initial_state(arch: Architecture, init: str, seed: int) -> State:
                 values = np.full(shape, 0 if linear or name == "bias" else 1, np.float32)
             state[f"{placed.name}.{name}"] = torch.from_numpy(values)
         for name, shape in placed.layer.buffers(features).items():
-            state[f"{placed.name}.{name}"] = torch.full(shape, float(name == "running_var"))
+            state[f"{placed.name}.{name}"] = torch.full(shape, float(name == "running_var"), dtype=torch.float32)
     return state
 
 
@@ -141,13 +141,15 @@ def build_network(spec: RunConfig | LayerList | Mapping[str, Any] | str | Path, 
     >>> build_network({"layers": [{"type": "linear", "size": 64}, {"type": "relu"}]})(torch.zeros(1, 784)).shape
     torch.Size([1, 10])
     """
-    if isinstance(spec, str | Path):
+    if spec == "mlp":
+        spec = RunConfig(init="torch")
+    elif isinstance(spec, str | Path):
         spec = layerlist.read(spec)
     elif isinstance(spec, Mapping):
         spec = layerlist.parse(dict(spec))
     init, own = (spec.init, spec.seed) if isinstance(spec, RunConfig) else ("torch", 0)
     arch = architecture(spec)
-    return as_module(arch, initial_state(arch, init, own if seed is None else seed)).train()
+    return as_module(arch, initial_state(arch, init, own if seed is None else RunConfig(seed=seed).seed)).train()
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from harness import chart, report
 from harness.ending import fail
 from harness.engine import Came
 from harness.errors import TakenOver
+from harness.interrupts import waiting
 from harness.outlook import outlook
 from harness.plan import Plan
 from harness.progress import Progress, Say, Watch
@@ -71,7 +72,14 @@ class Launch:
     def reported(self, overrides: Mapping[str, Any], looks: int) -> Iterator[None]:
         """The report run around a launch; an interrupt leaves no run RUNNING that is not trained."""
         digests = {name: {key: str(plan.tags[key]) for key in (*DIGESTS, "dataset")} for name, plan in self.plans.items()}
-        self.report = report.begin(self.store, self.study, self.edition, digests, overrides, looks)
+        with ExitStack() as guard:
+            with waiting():  # an interrupt comes when there is somebody to end the run
+                self.report = report.begin(self.store, self.study, self.edition, digests, overrides, looks)
+                guard.enter_context(self._guarded())
+            yield
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
         try:
             yield
         except BaseException as error:

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from harness import layerlist
 from harness.architecture import State, architecture, as_module, empty_module
 from harness.config import RunConfig
-from harness.errors import CheckpointError, InputError
+from harness.errors import CheckpointError, InputError, refusal
 from harness.layerlist import LayerList
 from harness.results import EpochRecord
 
 FORMAT = 1
+SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,10 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
 def save_model(model: nn.Module, path: str | Path, network: RunConfig | LayerList | Mapping[str, Any]) -> None:
     """Write a torch module's weights with the network that `build_network` made it from; `load_model(path)` reads them back.
 
-    Raises InputError when weights and network do not fit.
+    Raises InputError when weights and network do not fit, or the path does not end in .safetensors.
     """
+    if Path(path).suffix != SUFFIX:
+        raise InputError(refusal("path", path, f"one that ends in {SUFFIX}"))
     spec = layerlist.parse(dict(network)) if isinstance(network, Mapping) else network
     config = (spec if isinstance(spec, RunConfig) else RunConfig(network=spec)).with_layers()
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

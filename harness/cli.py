@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import os
 import signal
 import sys
@@ -26,8 +27,9 @@ BAD_INPUT, INTERRUPTED = 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 ran and failed, 2 bad input, 130 interrupted."""
+    before = {polite: signal.getsignal(polite) for polite in POLITE}
     for polite in POLITE:
-        if signal.getsignal(polite) != signal.SIG_IGN:  # nohup
+        if before[polite] != signal.SIG_IGN:  # nohup
             signal.signal(polite, _as_interrupt)
     try:
         cli(arguments, prog_name="harness", standalone_mode=False)
@@ -49,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:  # a disk, in the middle of it
         _fail(WriteError(str(error)))
     except Exception:
+        if any(signal.getsignal(polite) == signal.SIG_IGN != before[polite] for polite in POLITE):
+            say("interrupted", err=True)  # in the middle of an import, say, which made another error of it
+            sys.exit(INTERRUPTED)
         traceback.print_exc()
         sys.exit(FAILED)
     sys.exit(DONE)
@@ -83,7 +88,9 @@ def cli() -> None:
 def _lead_nowhere() -> None:
     """Give a process that was started with its input or outputs closed some: the next file would take their numbers."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a sign that it cannot show is no reason to fail
+        elif stream is None:
             os.set_inheritable(number := os.open(os.devnull, os.O_RDWR), True)  # by workers
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
 

@@ -214,8 +214,7 @@ def results(study: str, kind: str, by: str, rows: str, output: str | None) -> No
         raise InputError("format=parquet is binary; name a file: --output results.parquet")
     from harness import frames, launched
 
-    with suppress(*() if study.endswith(".toml") else (InputError,)):  # one whose file is gone may still be in the store
-        study = space.read(study).name
+    study = _named(study)
     if rows == "summary" and not names and launched.is_search(study):
         rows = "trials"
     commands: dict[str, str] = {}
@@ -248,11 +247,10 @@ def report(study: str, output: str | None) -> None:
     A study does so at its end by itself; this is for later, and for studies of which cells are missing.
     """
     folder = Path(output) if output is not None else None
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise InputError(f"output {output} is a file; allowed: a folder, which is made where there is none")
+    if taken := [place for place in (folder, *folder.parents) if place.is_file()] if folder else []:
+        raise InputError(f"output {output}: {taken[0]} is a file; allowed: a folder, which is made where there is none")
     launcher = os.environ.pop("MLFLOW_RUN_ID", None)  # `mlflow run -e report` has made one
-    with suppress(*() if study.endswith(".toml") else (InputError,)):  # one whose file is gone may still be in the store
-        study = space.read(study).name
+    study = _named(study)
     from harness import launched
     from harness.store import in_one_line, store_uri
 
@@ -295,8 +293,8 @@ def verify(run_id: str | None, study: str | None, sample: str, tolerance: bool, 
     from harness import verification
 
     if study is not None:
-        verdicts = verification.sample(study, count, data_dir=data_dir, say=say)
-        sys.exit(DONE if all(verdict.exact for verdict in verdicts) else FAILED)
+        verdicts = verification.sample(_named(study), count, data_dir=data_dir, say=say)
+        sys.exit(DONE if all(verdict is not None and verdict.exact for verdict in verdicts) else FAILED)
     assert run_id is not None
     found = verification.verify(run_id, data_dir=data_dir, tolerance=tolerance, say=say)
     say("\n".join(found.lines()))
@@ -320,3 +318,10 @@ def doctor(data_dir: str | None, reap: bool, older_than: str) -> None:
         states.append(finding.state)
     if "bad" in states:
         sys.exit(FAILED)
+
+
+def _named(study: str) -> str:
+    """The name of a study, given that, its file or its file's stem; one whose file is gone may still be in the store."""
+    with suppress(*() if study.endswith(".toml") else (InputError,)):
+        return space.read(study).name
+    return study

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from sys import float_info
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -61,6 +62,11 @@ def _no_bool(value: object) -> object:
     return value
 
 
+def _normal(value: float) -> float:
+    """0 for what the arithmetic of runs, which has no denormals, makes 0; and for -0."""
+    return value if abs(value) >= float_info.min else 0.0
+
+
 def _network(value: object) -> object:
     """A path (or `mlp`) stays text; a JSON object, or its text, becomes a LayerList."""
     if isinstance(value, Mapping) or (isinstance(value, str) and value.lstrip().startswith("{")):
@@ -71,7 +77,7 @@ def _network(value: object) -> object:
 # le: spawn keys, epochs and sizes beyond these bounds are typing errors, and none of them would ever finish
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=10**9)]
 Natural = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=2**63 - 1)]
-Real = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False), AfterValidator(lambda x: x + 0.0)]  # no -0
+Real = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False), AfterValidator(_normal)]
 
 
 def _field(default: Any, about: str, allowed: str = "", **bounds: Any) -> Any:
@@ -91,7 +97,7 @@ class RunConfig(BaseModel):
     norm: str = _field("none", "normalization before the activation")
     optimizer: str = _field("sgd", "update rule")
     seed: Natural = _field(0, "root of every stream of randomness", "a whole number from 0 to 9223372036854775807")
-    lr: Real = _field(0.01, "learning rate", "a finite number above 0", gt=0)
+    lr: Real = _field(0.01, "learning rate", "a finite number above 0, no denormal", ge=float_info.min)
     weight_decay: Real = _field(0.0, "L2 penalty; decoupled for adamw", "a finite number from 0", ge=0)
     dropout: Real = _field(0.0, "share of hidden features zeroed", "a number from 0 up to, not including, 1", ge=0, lt=1)
     epochs: Count = _field(10, "passes over the training set", "a whole number from 1 to 1000000000")

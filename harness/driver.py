@@ -56,7 +56,7 @@ def run_study(
         raise InputError(f"workers={workers} is not allowed; allowed: a whole number from 0")
     plans = prepare_all(study.cells, say)
     with engine.opened(workers, scheduler, [plan.config for plan in plans]) as hands, ExitStack() as held:
-        store = Store()
+        store = Store.holding(launcher) if launcher else Store()
         if launcher:
             held.enter_context(RunLog.of(store, launcher).alone())  # so that others see that it has a process
             RunLog.of(store, launcher).check_unused()

@@ -25,8 +25,8 @@ class Histogram:
     @classmethod
     def of(cls, before: np.ndarray, after: np.ndarray) -> Histogram:
         """From the values themselves, of any shape."""
-        finite = [values[np.isfinite(values)] for values in (before, after)]
-        edges = np.histogram_bin_edges(np.concatenate(finite), BINS)
+        finite = [values[np.isfinite(values)].astype(float) for values in (before, after)]
+        edges = np.histogram_bin_edges(np.concatenate(finite), BINS)  # in float32 a narrow range has no room for them
         first, last = (tuple(np.histogram(values, edges)[0].tolist()) for values in finite)
         return cls(float(edges[0]), float(edges[-1]), first, last)
 

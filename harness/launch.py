@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from harness.checkpoint import Checkpoint
+from harness.checkpoint import SUFFIX, Checkpoint
 from harness.config import FIELDS, RunConfig
 from harness.ending import ending
 from harness.errors import InputError, refusal
+from harness.interrupts import waiting
 from harness.layerlist import LayerList
 from harness.plan import Plan, prepare
 from harness.pruning import Rule
@@ -45,16 +47,19 @@ def train(
     more. A run that diverges is a result.
     """
     plan = prepare(config, say)
-    store = Store(say=say)
-    log = RunLog(store, store.get(run_id) if run_id else store.create(SINGLE, plan.cell.name))
-    with in_one_line(store.uri), log.alone(), exact_arithmetic():
-        if run_id:
-            log.adopt(plan.cell.name)
-        with ending(log, say):
-            say(f"run      {log.id}  {plan.cell.name} on {plan.data.name}")
-            recorder = Recorder(log, plan, probe)
-            recorder.begin()
-            return _alone(Stack.of(plan.arch, [plan.config], plan.data), recorder, report, say)
+    store = Store.holding(run_id) if run_id else Store()
+    store.say = say
+    with in_one_line(store.uri), exact_arithmetic(), ExitStack() as held:
+        with waiting():  # an interrupt comes when there is somebody to end the run
+            log = RunLog(store, store.get(run_id) if run_id else store.create(SINGLE, plan.cell.name))
+            held.enter_context(log.alone())
+            if run_id:
+                log.adopt(plan.cell.name)
+            held.enter_context(ending(log, say))
+        say(f"run      {log.id}  {plan.cell.name} on {plan.data.name}")
+        recorder = Recorder(log, plan, probe)
+        recorder.begin()
+        return _alone(Stack.of(plan.arch, [plan.config], plan.data), recorder, report, say)
 
 
 def resume(
@@ -186,7 +191,7 @@ def load_model(run: str | Path, which: str = "last") -> nn.Module:
     """
     if which not in ("last", "best"):
         raise InputError(refusal("which", which, ["last", "best"]))
-    if Path(run).suffix == ".safetensors":
+    if Path(run).suffix == SUFFIX:
         return Checkpoint.load(Path(run)).module()
     log = RunLog.of(Store.holding(str(run)), str(run))
     with tempfile.TemporaryDirectory() as folder:

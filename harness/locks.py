@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -9,7 +12,15 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from harness.errors import StoreError
+
 TABLE = Path("/proc/locks")  # "1: FLOCK ADVISORY WRITE 4711 08:02:1234 0 EOF", on Linux
+
+
+def own_folder() -> Path:
+    """For what lies on no disk that is shared: one folder a user, for nobody may take up the lock file of another."""
+    user = os.getuid() if sys.platform != "win32" else "user"
+    return Path(tempfile.gettempdir()) / f"harness-{user}"
 
 
 @dataclass(frozen=True)
@@ -20,10 +31,18 @@ class Locks:
 
     @contextmanager
     def hold(self, name: str, seconds: float = 0) -> Iterator[None]:
-        """Hold a name. Raises Timeout when another process holds it for longer than `seconds`; below 0 waits for ever."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Hold a name. Raises Timeout when another process holds it for longer than `seconds`; below 0 waits for ever.
+
+        Raises StoreError where no lock can be made.
+        """
         lock = FileLock(self._file(name))
-        lock.acquire(timeout=seconds)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=seconds)
+        except Timeout:
+            raise
+        except OSError as error:
+            raise StoreError(f"{self._file(name)} cannot be locked: {error.strerror or error}") from None
         try:
             yield
         finally:

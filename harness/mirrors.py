@@ -7,14 +7,14 @@ import importlib
 import shutil
 import socket
 import sys
-import tempfile
 import types
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+
+from harness.locks import Locks, own_folder
 
 DEAD_SECONDS = 10  # without a byte, after which a mirror counts as dead
 
@@ -26,8 +26,7 @@ def fetch(dataset: str, folder: Path, missing: Collection[str]) -> None:
     Several processes may: a file is whole from the moment that it is there, and whoever waited takes what another has fetched.
     Raises whatever the network, the archive and the disk do.
     """
-    lock = Path(tempfile.gettempdir()) / f"harness-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.lock"
-    with FileLock(lock), _socket_timeout(DEAD_SECONDS):
+    with Locks(own_folder()).hold(hashlib.sha256(str(folder).encode()).hexdigest()[:16], -1), _socket_timeout(DEAD_SECONDS):
         missing = {file for file in missing if not (folder / file).exists()}
         torchvision = torchvision_module()
         found = getattr(torchvision, dataset)

@@ -32,10 +32,13 @@ class BatchNorm1d(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         if inputs.dim() != 2:
             raise ValueError(f"expected 2D input (got {inputs.dim()}D input)")
-        if self.training and len(inputs) < 2:
+        if self.training and len(inputs) == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {inputs.size()}")
         if inputs.shape[1] != self.num_features:
             raise RuntimeError(f"expected {self.num_features} features, got {inputs.shape[1]}")
+        _check_dtype(inputs, self.weight)
+        if not len(inputs):
+            return inputs.clone()
         mean, var = self._statistics(inputs) if self.training else (self.running_mean, self.running_var)
         return (inputs - mean) / torch.sqrt(var + self.eps) * self.weight + self.bias
 
@@ -73,9 +76,15 @@ class LayerNorm1d(nn.Module):
             raise RuntimeError(
                 f"expected input with shape [*, {self.num_features}], but got input of size {list(inputs.shape)}"
             )
+        _check_dtype(inputs, self.weight)
         centered = inputs - inputs.mean(-1, keepdim=True)
         var = centered.square().mean(-1, keepdim=True)
         return centered / torch.sqrt(var + self.eps) * self.weight + self.bias
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}"
+
+
+def _check_dtype(inputs: Tensor, weight: Tensor) -> None:
+    if inputs.dtype != weight.dtype:
+        raise RuntimeError(f"expected input of {weight.dtype}, as the weight is, but got {inputs.dtype}")

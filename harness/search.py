@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from harness.driver import alone
 from harness.ending import fail
 from harness.engine import Engine
 from harness.errors import InputError
+from harness.interrupts import waiting
 from harness.plan import Plan, prepare, prepare_all
 from harness.progress import Progress, Say, Watch
 from harness.proposals import Proposer
@@ -71,7 +72,7 @@ def run_search(
         raise InputError(f"workers={workers} is not allowed; allowed: a whole number from 0")
     plans = prepare_all(search.study.cells, say)
     with engine.opened(workers, scheduler, [plan.config for plan in plans]) as hands, ExitStack() as held:
-        store = Store()
+        store = Store.holding(launcher) if launcher else Store()
         if launcher:
             held.enter_context(RunLog.of(store, launcher).alone())
             RunLog.of(store, launcher).check_unused()
@@ -99,8 +100,10 @@ class Hunt:
         budget = f"{search.settings.seconds:g} s of training" if search.settings.seconds else f"{of * each} trials"
         sampler, pruner, seeds = search.settings.sampler, search.settings.pruner, len(search.study.seeds)
         self.say(f"search   {name}: {budget} x {seeds} seeds, sampler {sampler}, pruner {pruner}, by {search.study.metric}")
-        log = report.open_run(self.store, name, self.edition)
-        try:
+        with ExitStack() as guard:
+            with waiting():  # an interrupt comes when there is somebody to end the run
+                log = report.open_run(self.store, name, self.edition)
+                guard.enter_context(self._guarded(log))
             while round_ := self._ask():
                 self._keep(log, overrides)
                 self._train(round_)
@@ -131,11 +134,16 @@ class Hunt:
                 self.store.update(launcher, name=f"search-{name}")
                 RunLog.of(self.store, launcher).tags({"mlflow.note.content": f"Its runs: [{name}]({link})"})
             log.finish("FAILED" if failed or final is None or final.failed else "FINISHED")
+        return result
+
+    @contextmanager
+    def _guarded(self, log: RunLog) -> Iterator[None]:
+        try:
+            yield
         except BaseException as error:
             fail(log, error)
-            self.say(f"stopped  {name}; the same command goes on from there")
+            self.say(f"stopped  {self.search.name}; the same command goes on from there")
             raise
-        return result
 
     def _charted(self, experiment: str) -> str:
         """Prepare the chart page of the trials, without the test set; the link to it."""

@@ -12,7 +12,7 @@ MOST_SEEDS = 30
 def looks(study: Study, most: int) -> list[int]:
     """How many seeds each look has: as many as the study, then twice as many, and so on, at last `most`.
 
-    Raises InputError where there is nothing to compare, or `most` allows no second look.
+    Raises InputError where there is nothing to compare, `most` allows no second look, or there are no such seeds.
     """
     first = len(study.seeds)
     if len({row.config.digest for row in study.rows}) < 2:
@@ -20,6 +20,7 @@ def looks(study: Study, most: int) -> list[int]:
     if not first < most or most * len(study.rows) > MOST_CELLS:
         allowed = f"a whole number above {first}, which are the study's own seeds, and at most {MOST_CELLS} cells in all"
         raise InputError(refusal("max_seeds", most, allowed))
+    grown(study, most)
     counts = [first]
     while counts[-1] < most:
         counts.append(min(2 * counts[-1], most))

@@ -7,7 +7,6 @@ import hashlib
 import logging
 import os
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -19,10 +18,10 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from harness import chart, outage, storefile
-from harness.errors import HarnessError, InputError, StoreError, WriteError, first_line, short
+from harness.errors import HarnessError, InputError, StoreError, WriteError, first_line, refusal, short
 from harness.interrupts import waiting
 from harness.journal import Entry, Journal
-from harness.locks import Locks
+from harness.locks import Locks, own_folder
 
 UNFINISHED = ("RUNNING", "SCHEDULED")
 
@@ -30,10 +29,12 @@ UNFINISHED = ("RUNNING", "SCHEDULED")
 def store_uri() -> str:
     """MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` of the working directory; the path of a sqlite store made absolute.
 
-    Raises StoreError for a path that would mean something else in a URI.
+    Raises StoreError for a path that would mean something else in a URI, and for a sqlite store that is no file.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     path = storefile.path_of(uri)
+    if uri.startswith("sqlite") and (path is None or str(path) in (".", ":memory:")):
+        raise StoreError(refusal("MLFLOW_TRACKING_URI", uri, "of sqlite stores sqlite:///FILE"))
     return storefile.uri_of(path) if path else uri
 
 
@@ -57,7 +58,7 @@ class Store:
         self.say = say
         self.outage = outage.Outage(self.uri, self._knock, waiting if self.file else nullcontext)
         # beside a sqlite store, so that whoever shares the disk shares the locks
-        self.locks = Locks(self.folder / "mlruns" / ".locks" if self.folder else Path(tempfile.gettempdir()))
+        self.locks = Locks(self.folder / "mlruns" / ".locks" if self.folder else own_folder())
         self.experiments: dict[str, str] = {}  # name -> id, of those asked for
         self.journals: dict[str, Journal] = {}  # run id -> what waits of it, of runs that this process holds
         for name in ("mlflow", "alembic"):  # they tell of every table that they create
@@ -218,7 +219,8 @@ def refused(uri: str) -> Iterator[None]:
         yield
     except (HarnessError, KeyboardInterrupt):
         raise
-    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, Timeout, ImportError) as error:  # of a database's driver
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, Timeout, ValueError, ImportError) as error:
+        # the last two: of a port that is no number, of a database's driver
         raise StoreError(f"store {uri} cannot be opened or written: {first_line(error)}") from error
 
 

@@ -69,8 +69,13 @@ class RunLog:
 
     def check_unused(self) -> None:
         """Raise InputError for a run that is not one which `mlflow run` has just begun."""
+        self._check_there()
         if self.begun or self.run.info.status not in UNFINISHED:
             raise InputError(f"MLFLOW_RUN_ID={self.id} already holds a run; unset it to start another")
+
+    def _check_there(self) -> None:
+        if self.run.info.lifecycle_stage != "active":
+            raise InputError(f"run {self.id} was deleted; restore it: mlflow runs restore --run-id {self.id}")
 
     def copy(self, other: RunLog, artifacts: Sequence[str]) -> None:
         """Take over another run's metrics, but for those that this one has, and small files. A figure may be lost."""
@@ -88,6 +93,7 @@ class RunLog:
 
     def check_unfinished(self) -> None:
         """Raise InputError when there is nothing to go on with."""
+        self._check_there()
         if self.run.info.status == "FINISHED":
             raise InputError(f"run {self.id} is FINISHED; there is nothing to resume")
         if not self.begun:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,15 +35,26 @@ Index = NDArray[np.int64]
 
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """One thread, no denormals, no autograd: the arithmetic that every run is made of. Restores the process's settings."""
-    threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
+    """One thread, whole float32, no denormals, no autograd: the arithmetic that every run is made of. Restores the process's
+    settings.
+    """
+    threads, grad, dtype = torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype()
+    backends: Any = torch.backends
+    products = (backends.cuda.matmul, backends.mkldnn.matmul)
+    precisions = [product.fp32_precision for product in products]
     flushed = not (torch.full((8,), 1e-39) * 0.5).any()  # torch tells of the other two, not of this one
     torch.set_num_threads(1)  # two threads gave other bits from one process to the next
     torch.set_flush_denormal(True)  # moments of pixels that are never lit decay into denormals, which are slow
     torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float32)
+    for product in products:
+        product.fp32_precision = "ieee"  # not TF32 or bfloat16, whatever the process asked for
     try:
         yield
     finally:
+        for product, precision in zip(products, precisions, strict=True):
+            product.fp32_precision = precision
+        torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
         torch.set_flush_denormal(flushed)
         torch.set_grad_enabled(grad)

@@ -158,8 +158,11 @@ def _verified(past: Past, data_dir: str | None, tolerance: bool, say: Say) -> Ve
     return verdict
 
 
-def sample(study: Study | str | Path, count: int, *, data_dir: str | None = None, say: Say = print) -> list[Verdict]:
-    """Verify `count` finished runs of a study, drawn at random; all of them where there are no more."""
+def sample(study: Study | str | Path, count: int, *, data_dir: str | None = None, say: Say = print) -> list[Verdict | None]:
+    """Verify `count` finished runs of a study, drawn at random; all of them where there are no more.
+
+    None stands for one that cannot be trained again, for it has no record.
+    """
     name = study.name if isinstance(study, Study) else str(study)
     if count < 1:
         raise InputError(refusal("sample", count, "a whole number from 1"))
@@ -169,12 +172,17 @@ def sample(study: Study | str | Path, count: int, *, data_dir: str | None = None
     if store is None or not ids:
         raise InputError(f"study {name} has no finished run in this store")
     drawn = random.SystemRandom().sample(ids, min(count, len(ids)))  # whoever made the runs cannot know which
-    verdicts = []
+    verdicts = list[Verdict | None]()
     for run_id in drawn:
-        verdicts.append(_verified(Past.of(RunLog.of(store, run_id)), data_dir, False, say))
-        for line in verdicts[-1].lines():
-            say(line)
-    say(f"sample    {supported(sum(v.exact for v in verdicts), len(drawn), len(ids))}")
+        try:
+            verdicts.append(found := _verified(Past.of(RunLog.of(store, run_id)), data_dir, False, say))
+            lines = list(found.lines())
+        except InputError as error:  # without a record, say: not repeated, and no reason to leave the others
+            verdicts.append(None)
+            lines = [f"REFUSED   {error}"]
+        say("\n".join(lines))
+    exact = sum(verdict is not None and verdict.exact for verdict in verdicts)
+    say(f"sample    {supported(exact, len(drawn), len(ids))}")
     return verdicts
 
 
