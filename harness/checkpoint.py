@@ -97,7 +97,7 @@ def save_model(model: nn.Module, path: str | Path, network: RunConfig | LayerLis
     Raises InputError when weights and network do not fit, or the path does not end in .safetensors.
     """
     if Path(path).suffix != SUFFIX:
-        raise InputError(refusal("path", path, f"one that ends in {SUFFIX}"))
+        raise InputError(refusal("path", str(path), f"one that ends in {SUFFIX}"))
     spec = layerlist.parse(dict(network)) if isinstance(network, Mapping) else network
     config = (spec if isinstance(spec, RunConfig) else RunConfig(network=spec)).with_layers()
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

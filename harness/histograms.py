@@ -26,7 +26,10 @@ class Histogram:
     def of(cls, before: np.ndarray, after: np.ndarray) -> Histogram:
         """From the values themselves, of any shape."""
         finite = [values[np.isfinite(values)].astype(float) for values in (before, after)]
-        edges = np.histogram_bin_edges(np.concatenate(finite), BINS)  # in float32 a narrow range has no room for them
+        both = np.concatenate(finite)  # in float64: of float32, a narrow range has no room for the bins
+        low, high = (both.min(), both.max()) if len(both) else (0.0, 1.0)
+        pad = max(0.5, 1e-3 * abs(low)) if low == high else 0.0
+        edges = np.linspace(low - pad, high + pad, BINS + 1)
         first, last = (tuple(np.histogram(values, edges)[0].tolist()) for values in finite)
         return cls(float(edges[0]), float(edges[-1]), first, last)
 

@@ -119,10 +119,10 @@ def factors(blocks: Blocks) -> pd.DataFrame | None:
     data = pd.DataFrame([levels[str(name)] for name in cells.variant], columns=names)
     data = data.assign(seed=cells.seed.to_numpy(), metric=cells.value.to_numpy())
     formula = "metric ~ C(seed) + " + " * ".join(f"C({name})" for name in names)
-    fitted = ols(formula, data).fit()
-    if np.linalg.matrix_rank(fitted.model.exog) < fitted.model.exog.shape[1]:
+    model = ols(formula, data)
+    if np.linalg.matrix_rank(model.exog) < model.exog.shape[1]:
         return None
-    found = anova_lm(fitted, typ=2)
+    found = anova_lm(model.fit(), typ=2)
     spoken = {f"C({name})": factor for name, factor in zip(names, varied, strict=True)}
     spoken |= {"C(seed)": "seed", "Residual": "residual"}
     terms = [":".join(spoken[part] for part in str(term).split(":")) for term in found.index]

@@ -28,6 +28,7 @@ from harness.variance import Omnibus
 
 BASE = {"dataset": "mnist_5k"}
 LISTED = ["base", "wide", "deep"]
+ACTS = ["tanh", "relu", "gelu"]
 
 
 def listed(seeds: int = 4, **values: Any) -> Study:
@@ -210,6 +211,13 @@ def test_dunnett_of_an_unbalanced_table_is_near_that_of_the_balanced_one_and_rep
     assert dunnett(sizes, near, 6) == dunnett(sizes, near, 6)
 
 
+def test_dunnett_of_an_unbalanced_table_is_scipy_s_integral() -> None:
+    correlation = np.array([[1, 0.3, 0.5], [0.3, 1, 0.6], [0.5, 0.6, 1]])
+    law = stats.multivariate_t(shape=correlation, df=7, seed=np.random.default_rng(1))
+    for size, p in zip(sizes := np.array([1.0, 2.5, 4.0]), dunnett(sizes, correlation, 7), strict=True):
+        assert p == pytest.approx(1 - law.cdf([size] * 3, lower_limit=[-size] * 3), abs=3e-3)
+
+
 def test_holm_is_statsmodels_s() -> None:
     for size in (1, 2, 6, 30):
         p = np.random.default_rng(size).uniform(0, 0.1, size).round(2)  # with ties
@@ -296,6 +304,16 @@ def test_factorial_study_without_a_whole_table_has_no_anova_and_says_so() -> Non
     assert any("No analysis of variance" in line for line in found.limits)
 
 
+def test_factorial_whose_effects_its_seeds_do_not_tell_apart_has_no_anova() -> None:
+    """One combination has a number of one seed only, of which nobody else has any."""
+    study = Study(**FACTORIAL)
+    names = [row.name for row in study.rows]
+    numbers = {name: np.random.default_rng(place).normal(size=3) for place, name in enumerate(names)}
+    missing = {f"{name}-s{seed}": "missing" for name in names for seed in study.seeds if (seed == 2) != (name == names[0])}
+    found = analyse(study, runs_of(study, numbers, missing), history_of(study, {name: [1.0] for name in numbers}))
+    assert found.anova is None
+
+
 def test_spearman_is_scipy_s_and_exact_for_few() -> None:
     x, y = np.array([1.0, 2, 3, 4]), np.array([1.0, 3, 2, 9])
     rho, p = spearman(x, y)
@@ -316,6 +334,18 @@ def test_health_is_a_mean_over_seeds_and_separation_ranks_conditions() -> None:
     ends = found.separation.set_index(["measure", "when"])
     assert (ends.correlation["dead", "end"], ends.n["dead", "end"]) == (pytest.approx(1), 3)
     assert math.isnan(ends.correlation["dead", "start"]), "the same in all conditions"
+
+
+def test_conditions_that_start_alike_count_once_before_training() -> None:
+    """Two act levels by three optimizers: what a layer is like before training is of act alone, and says nothing thrice."""
+    rows = [{"name": f"{act} {rule}", "act": act, "optimizer": rule} for act in ACTS for rule in ("sgd", "adam", "rmsprop")]
+    study = listed(2, variants=rows)
+    std = {row["name"]: [float(ACTS.index(row["act"])), float(place)] for place, row in enumerate(rows)}
+    numbers = {row["name"]: [place, place + 0.5] for place, row in enumerate(rows)}
+    found = analyse(study, runs_of(study, numbers), history_of(study, {name: [9.0, 1.0] for name in numbers}, std=std))
+    by = found.separation.set_index(["measure", "when"])
+    assert (by.n["std", "start"], by.n["std", "end"]) == (3, 9)
+    assert by.p["std", "start"] == pytest.approx(2 / 6), "the order of three: two of six permutations are as far from 0"
 
 
 # what must not matter
@@ -428,6 +458,12 @@ def test_equal_differences_are_no_proof() -> None:
     assert found.contrasts.verdict.tolist() == ["undecided"] * 2
     assert found.contrasts.reason.str.contains("the same in every seed").all()
     assert found.contrasts.more_seeds.isna().all()
+    across = {"base": [0.446, 0.451, 0.485], "wide": [0.446 + 0.29, 0.451 + 0.29, 0.485 + 0.29]}
+    assert 0 < np.std(np.subtract(across["wide"], across["base"])) < 1e-15, "rounding alone"
+    found = analysed(numbers={**across, "deep": [0.3, 0.5, 0.4]}, study=listed(3))
+    wide = row(found.contrasts, "wide")
+    assert all(math.isnan(wide[name]) for name in ("p_paired", "p_holm", "effect", "pairing_gain"))
+    assert found.contrasts.model_difference.notna().all(), "the model pools the spread of all"
 
 
 def test_equivalence_needs_a_difference_that_matters() -> None:
@@ -564,3 +600,20 @@ def test_t_interval_takes_many_samples_at_once() -> None:
     for at in np.ndindex(5, 4):
         assert together[at] == pytest.approx(t_interval(samples[at]))
     assert math.isnan(effect(np.array([1.0, 2.0])))
+
+
+def test_a_base_that_no_level_is_leaves_two_changes_in_a_contrast_and_it_is_said() -> None:
+    factors = {"lr": [0.1, 1.0], "act": ["relu", "gelu"]}
+    for base, said in (({"lr": 0.01}, True), ({"lr": 0.1}, False)):
+        study = Study(
+            name="tiny", question="?", design="one_factor_at_a_time", seeds=[0, 1], base={**BASE, **base}, factors=factors
+        )
+        numbers = {row.name: [place, place + 0.5] for place, row in enumerate(study.rows)}
+        found = analyse(study, runs_of(study, numbers), history_of(study, {name: [9.0, 1.0] for name in numbers}))
+        assert any("No variant is the base itself" in line for line in found.limits) == said
+
+
+def test_launches_before_with_fewer_seeds_are_told_of_unless_looks_are_planned() -> None:
+    line = "It was launched before with 2 and 3 seeds, and these intervals count one look"
+    assert any(limit.startswith(line) for limit in analysed(seen=[2, 3]).limits)
+    assert not any("launched before" in limit for limit in (*analysed().limits, *analysed(seen=[2, 3], looks=5).limits))

@@ -15,6 +15,7 @@ from harness.components.activations import ACTIVATIONS
 from harness.components.layers import cross_entropy
 from harness.components.norms import NORMS
 from harness.config import RunConfig
+from harness.errors import InputError
 from harness.layerlist import TYPES, parse
 from harness.network import Network
 from harness.seeding import stream
@@ -299,3 +300,10 @@ def test_module_of_a_state_is_in_eval_mode_and_gives_the_lanes_logits() -> None:
         torch.testing.assert_close(
             network.forward(x[None], training=False)[0].T, module(x.reshape(9, 28, 28)), rtol=1e-5, atol=1e-5
         )
+
+
+def test_the_matrix_network_is_built_by_its_name_and_a_seed_is_checked() -> None:
+    named, listed = build_network("mlp").state_dict(), build_network(RunConfig(init="torch")).state_dict()
+    assert all(torch.equal(named[name], listed[name]) for name in listed)
+    with pytest.raises(InputError, match="seed=-1 is not allowed"):
+        build_network(RunConfig(), seed=-1)

@@ -625,3 +625,9 @@ def test_digest_notices(change: str) -> None:
 def test_load_model_names_what_which_may_be(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="allowed: last, best; nearest: best"):
         harness.load_model(tmp_path / "x.safetensors", which="bests")
+
+
+def test_module_is_saved_under_a_name_that_load_model_takes(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"w\.bin' is not allowed; allowed: one that ends in \.safetensors"):
+        save_model(harness.build_network(RunConfig()), tmp_path / "w.bin", RunConfig())
+    assert not list(tmp_path.iterdir())

@@ -105,7 +105,7 @@ NETWORK = st.one_of(
 COMMON = {
     **{name: st.sampled_from(choices(name)) for name in ("init", "optimizer", "dataset", "normalize", "device")},
     "seed": whole(0, 2**63 - 1),
-    "lr": real(min_value=0, exclude_min=True),
+    "lr": real(min_value=sys.float_info.min),
     "weight_decay": real(min_value=0),
     "validation": real(min_value=0, max_value=1, exclude_max=True),
     "epochs": whole(1, 10**9),
@@ -242,7 +242,7 @@ def test_far_from_every_level_no_nearest_is_invented(field: str) -> None:
 POSITIVE = "a finite number above 0"
 SHARE = "a number from 0 up to, not including, 1"
 BAD_NUMBERS = [
-    *(("lr", bad, POSITIVE) for bad in ("abc", "", "1e-1x", "0,1", -1, "-1", 0, "0", -0.0, "1e-999")),
+    *(("lr", bad, POSITIVE) for bad in ("abc", "", "1e-1x", "0,1", -1, "-1", 0, "0", -0.0, "1e-999", "1e-320", 2e-308)),
     *(("weight_decay", bad, "a finite number from 0") for bad in (-1e-9, "-1")),
     *((field, bad, SHARE) for field in ("dropout", "validation") for bad in (1, "1", 1.5, -0.1)),
     *((field, bad, "number") for field in REALS for bad in (True, False, None, "nan", "inf", "-inf", "1e999", [1.0], {}, 1j)),
@@ -545,3 +545,8 @@ def test_layer_list_in_a_run_is_frozen() -> None:
     assert isinstance(network, LayerList)
     with pytest.raises(ValidationError, match="frozen"):
         network.input_size = 3
+
+
+def test_a_number_that_runs_would_take_for_0_is_0_everywhere() -> None:
+    run = RunConfig(weight_decay="1e-310")
+    assert (run, run.digest, run.condition) == (RunConfig(), RunConfig().digest, RunConfig().condition)

@@ -57,3 +57,10 @@ GOOD = {"low": 0, "high": 1, "before": [1, 2], "after": [3, 4]}
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 json's own among them
         Histograms.parse(text)
+
+
+@pytest.mark.parametrize("values", [[1 - 6e-8, 1.0], [1e20] * 3, [-3e38, 3e38]], ids=["narrow", "large and the same", "widest"])
+def test_any_float32_values_have_bins(values: list[float]) -> None:
+    found = Histogram.of(np.array(values, np.float32), np.array(values, np.float32))
+    assert sum(found.before) == len(values)
+    assert found.low < found.high

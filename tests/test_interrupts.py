@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
 
+import harness
+from harness.config import RunConfig
 from harness.interrupts import POLITE, waiting
+from harness.search import run_search
+from harness.space import Search
 from harness.store import Store
+from harness.study import Study
 
 
 @pytest.fixture(autouse=True)
@@ -71,3 +79,37 @@ def test_a_call_to_a_sqlite_store_is_not_cut(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         work()
     assert store.client.get_experiment_by_name("whole") is not None
+
+
+SMALL = {"dataset": "mnist_5k", "epochs": 1, "max_batches": 1}
+STUDY = Study(name="cut", question="?", design="list", seeds=[0], base=SMALL, variants=[{"name": "a"}])
+SEARCH = Search.of(
+    name="cut", question="?", seeds=[0], metric="final/val_loss", base={**SMALL, "validation": 0.2},
+    search={"trials": 2, "final_seeds": [1]}, space={"lr": {"choices": [0.01, 0.1]}},
+)  # fmt: skip
+MADE: Mapping[str, Callable[[], object]] = {
+    "a run": lambda: harness.train(RunConfig(**SMALL), say=lambda line: None),
+    "a study": lambda: harness.run_study(STUDY, workers=0, say=lambda line: None),
+    "a search": lambda: run_search(SEARCH, workers=0, say=lambda line: None),
+}
+
+
+@pytest.mark.parametrize("what", MADE)
+def test_an_interrupt_while_a_run_is_made_leaves_none_that_goes_on(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    make = MlflowClient.create_run
+
+    def cut(self: MlflowClient, *given: Any, **named: Any) -> Run:
+        made = make(self, *given, **named)
+        os.kill(os.getpid(), signal.SIGINT)
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_run", cut)
+        with pytest.raises(KeyboardInterrupt):
+            MADE[what]()
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    assert [run.info.status for run in client.search_runs(experiments)] == ["KILLED"]

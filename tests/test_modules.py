@@ -105,12 +105,19 @@ def raised(call: Callable[[], object]) -> type[BaseException] | None:
 
 @each_pair
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("shape", [(7,), (5, 6), (1, 7), (5, 8), (6,), (5, 7), (2, 1), (1, 6)])
+@pytest.mark.parametrize("shape", [(7,), (5, 6), (1, 7), (5, 8), (6,), (5, 7), (2, 1), (1, 6), (0, 7)])
 def test_inputs_that_torch_refuses_are_refused_with_the_same_type(
     ours: Make, theirs: Make, training: bool, shape: tuple[int, ...]
 ) -> None:
     wanted = raised(lambda: theirs(7).train(training)(draw(*shape)))
     assert raised(lambda: ours(7).train(training)(draw(*shape))) is wanted
+
+
+@each_pair
+@pytest.mark.parametrize("training", [True, False])
+def test_inputs_of_another_type_are_refused_as_torch_does(ours: Make, theirs: Make, training: bool) -> None:
+    wanted = raised(lambda: theirs(7).train(training)(draw(5, 7).double()))
+    assert raised(lambda: ours(7).train(training)(draw(5, 7).double())) is wanted is RuntimeError
 
 
 @pytest.mark.parametrize("shape", [(7,), (2, 3, 4, 7)])

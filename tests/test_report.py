@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import pytest
@@ -16,6 +16,10 @@ from playwright.sync_api import Browser
 
 import harness
 from harness import cli, report
+from harness.analysis import analyse
+from harness.canvas import Canvas
+from harness.curves import curves
+from harness.frames import outline
 from harness.launched import Launched, options
 from harness.page import _escaped
 from harness.report import Report
@@ -29,6 +33,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
 ]
 Scheme = Literal["light", "dark"]
+BASE = {"dataset": "mnist_5k", "epochs": 1, "max_batches": 1, "hidden_dim": 8}
+SMALL: Any = {"question": "?", "design": "list", "seeds": [0, 1], "variants": [{"name": "a"}, {"name": "b", "lr": 0.1}]}
 HOSTILE = 'Which </p><script>alert(1)</script> & <img src="http://example.org/x.png"> | one?'
 
 
@@ -68,6 +74,57 @@ def test_written_twice_it_has_the_same_bytes(written: Report) -> None:
         "plots/distributions.png",
     } <= set(written.files)
     assert written.lost == ()
+
+
+def test_figures_are_whole_however_many_cells_are_missing(written: Report) -> None:
+    store = Store()
+    (run,) = store.runs("lame", cell="act=relu-s0")
+    store.client.delete_run(run.info.run_id)
+    try:
+        again = report.write("lame")
+    finally:
+        store.client.restore_run(run.info.run_id)
+        report.write("lame")
+    assert again.lost == ()
+    assert again.files.keys() == written.files.keys()
+
+
+def test_study_of_which_no_run_has_an_epoch_has_a_report_and_typed_frames(written: Report) -> None:
+    def stop(line: str) -> None:
+        if line.startswith("study"):  # its runs are made
+            raise KeyboardInterrupt
+
+    study = Study(**SMALL, name="stopped", base=BASE)
+    with pytest.raises(KeyboardInterrupt):
+        harness.run_study(study, workers=0, say=stop)
+    assert "plots/verdicts.svg" not in report.write("stopped").files
+    nothing = harness.history("stopped")
+    some = harness.history("lame")
+    assert len(nothing) == 0
+    assert dict(nothing.dtypes) == {name: some[name].dtype for name in nothing}
+
+
+def test_study_of_a_validation_metric_shows_nothing_of_the_test_set(written: Report) -> None:
+    study = Study(**SMALL, name="held", metric="final/val_loss", base={**BASE, "validation": 0.2})
+    result = harness.run_study(study, workers=0, say=lambda line: None)
+    assert list(outline(result.table))[2:] == [f"val loss {what}" for what in ("mean", "std", "min", "max")]
+    analysis = analyse(study, harness.runs("held"), harness.history("held"))
+    drawing = curves(Canvas.of(analysis))
+    assert drawing is not None
+    assert [ax.get_title() for ax in drawing.figure.axes] == [
+        f"{part} {what}" for what in ("loss", "accuracy") for part in ("train", "validation")
+    ]
+    assert "validation in eval mode" in drawing.caption
+
+
+def test_report_says_with_how_many_seeds_it_was_launched_before(written: Report) -> None:
+    for seeds in ([0], [0, 1], [0, 1, 2]):
+        study = Study(**{**SMALL, "seeds": seeds}, name="grows", base=BASE)
+        harness.run_study(study, workers=0, say=lambda line: None)
+    text = report.write("grows").files["report.md"].decode()
+    assert "It was launched before with 1 and 2 seeds" in text
+    harness.run_study(study.override(seeds=[0, 1]), workers=0, say=lambda line: None)
+    assert "It was launched before with 1 seed, and" in report.write("grows").files["report.md"].decode()
 
 
 def test_page_loads_nothing_and_runs_nothing_that_a_name_brings(written: Report) -> None:
@@ -177,6 +234,17 @@ def test_report_writes_its_files_into_a_folder_too(written: Report, tmp_path: Pa
         path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     } == written.files
     assert f"report   {written.place}" in capsys.readouterr().out
+
+
+def test_report_that_could_not_be_written_into_a_folder_is_refused_before_it_is_made(
+    written: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("mine", encoding="utf-8")
+    (page := Path(written.place)).touch()
+    before = page.stat().st_mtime_ns
+    assert left_with("report", "lame", "--output", str(tmp_path / "taken" / "below")) == 2
+    assert "taken is a file; allowed: a folder" in capsys.readouterr().err
+    assert page.stat().st_mtime_ns == before
 
 
 def test_report_does_not_write_over_a_file(written: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

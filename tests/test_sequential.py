@@ -50,6 +50,7 @@ def test_new_seeds_follow_the_highest_of_the_studys_own() -> None:
         (study("few", [0.01, 0.1]), 2, "above 2"),
         (study("many", [0.01, 0.1]), 10**9, "cells in all"),
         (study("alone", [0.01]), 30, "one variant"),
+        (study("last", [0.01, 0.1], seeds=[2**63 - 2]), 4, "seeds="),
     ],
 )
 def test_what_could_not_be_decided_is_refused(wanted: Study, most: int, message: str) -> None:

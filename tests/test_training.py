@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import harness
 from harness import data
 from harness.architecture import architecture, as_module, initial_state
 from harness.components.activations import ACTIVATIONS
@@ -582,3 +583,24 @@ def test_nested_exact_arithmetic_leaves_the_outer_one_whole() -> None:
         assert torch.get_num_threads() == 1
         assert not torch.is_grad_enabled()
         assert not denormals_survive()
+
+
+def test_what_a_process_asked_of_float32_moves_no_run() -> None:
+    backends: Any = torch.backends
+    products, before = (backends.cuda.matmul, backends.mkldnn.matmul), torch.get_default_dtype()
+    asked = [product.fp32_precision for product in products]
+    try:
+        torch.set_default_dtype(torch.float64)
+        for product in products:
+            product.fp32_precision = "tf32"
+        with exact_arithmetic():
+            assert torch.get_default_dtype() == torch.float32
+            assert [product.fp32_precision for product in products] == ["ieee", "ieee"]
+        assert torch.get_default_dtype() == torch.float64
+        assert [product.fp32_precision for product in products] == ["tf32", "tf32"]
+        built = harness.build_network(RunConfig(norm="batchnorm")).state_dict()
+        assert {tensor.dtype for tensor in built.values() if tensor.is_floating_point()} == {torch.float32}
+    finally:
+        torch.set_default_dtype(before)
+        for product, precision in zip(products, asked, strict=True):
+            product.fp32_precision = precision

@@ -224,8 +224,8 @@ def test_sample_verifies_runs_of_the_study_and_says_what_they_support(store: str
     ids = {trained(seed=seed) for seed in range(3)}
     lines: list[str] = []
     verdicts = sample("harness", 2, say=lines.append)
-    assert len({verdict.run_id for verdict in verdicts} & ids) == 2
-    assert all(verdict.exact for verdict in verdicts)
+    assert len({verdict.run_id for verdict in verdicts if verdict} & ids) == 2
+    assert all(verdict and verdict.exact for verdict in verdicts)
     assert (
         lines[-1] == "sample    2 of 2 bit-exact, drawn from 3: at most 78% of such runs cannot be repeated, at 95% confidence"
     )
@@ -233,6 +233,17 @@ def test_sample_verifies_runs_of_the_study_and_says_what_they_support(store: str
     assert lines[-1] == "sample    3 of 3 bit-exact: all runs there are"
     with pytest.raises(InputError, match="study nothing has no finished run"):
         sample("nothing", 20, say=quiet)
+
+
+def test_run_without_a_record_costs_a_sample_itself_alone(store: str) -> None:
+    bad, *_ = (trained(seed=seed) for seed in range(3))
+    artifacts = Path(store.removeprefix("sqlite:///")).parent / "mlruns" / "harness" / bad / "artifacts"
+    (artifacts / "record.json").unlink()
+    lines: list[str] = []
+    verdicts = sample("harness", 20, say=lines.append)
+    assert sorted(verdict is not None and verdict.exact for verdict in verdicts) == [False, True, True]
+    assert [line for line in lines if line.startswith("REFUSED") and bad in line]
+    assert lines[-1] == "sample    2 of 3 bit-exact: all runs there are"
 
 
 def test_bound_of_a_sample_is_that_of_clopper_and_pearson() -> None:

@@ -120,5 +120,5 @@ def test_what_moves_numbers_or_tables_is_pinned_exactly(package: str) -> None:
 
 
 def test_command_is_installed_under_its_name() -> None:
-    assert PYPROJECT["project"]["scripts"] == {"harness": "harness.cli:run"}
+    assert PYPROJECT["project"]["scripts"] == {"harness": "harness.__main__:run"}
     assert PYPROJECT["project"]["name"] == "harness"
