@@ -149,7 +149,8 @@ def _separation(analysis: Analysis) -> Table:
         for r in each(frame)
     ]
     note = (
-        "Rank correlation, over conditions (those that start alike count once), between a measure of the hidden layers' health and the metric; p by permutation, "
+        "Rank correlation, over conditions (those that start alike count once), between a measure of the hidden layers' health "
+        "and the metric; p by permutation, "
         f"then corrected for the number of rows (Holm). Positive: the more of it, the higher the {spoken(analysis.study)}. "
         "A measure that is the same in all conditions is left out."
     )
