@@ -15,7 +15,6 @@ from harness import chart, report
 from harness.ending import fail
 from harness.engine import Came
 from harness.errors import TakenOver
-from harness.interrupts import waiting
 from harness.outlook import outlook
 from harness.plan import Plan
 from harness.progress import Progress, Say, Watch
@@ -73,7 +72,7 @@ class Launch:
         """The report run around a launch; an interrupt leaves no run RUNNING that is not trained."""
         digests = {name: {key: str(plan.tags[key]) for key in (*DIGESTS, "dataset")} for name, plan in self.plans.items()}
         with ExitStack() as guard:
-            with waiting():  # an interrupt comes when there is somebody to end the run
+            with self.store.uncut():  # an interrupt comes when there is somebody to end the run
                 self.report = report.begin(self.store, self.study, self.edition, digests, overrides, looks)
                 guard.enter_context(self._guarded())
             yield
@@ -118,8 +117,9 @@ class Launch:
                 self.runs[name] = RunLog(self.store, standing.run)
                 continue
             leader = leads[plan.config.digest] if share else name
-            self.runs[name] = log = self._run(plan, standing)
-            self.left[log.id] = name
+            with self.store.uncut():  # see `reported`
+                self.runs[name] = log = self._run(plan, standing)
+                self.left[log.id] = name
             if leader == name:
                 todo.append(plan)
             else:

@@ -247,7 +247,7 @@ def report(study: str, output: str | None) -> None:
     A study does so at its end by itself; this is for later, and for studies of which cells are missing.
     """
     folder = Path(output) if output is not None else None
-    if taken := [place for place in (folder, *folder.parents) if place.is_file()] if folder else []:
+    if taken := [place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()] if folder else []:
         raise InputError(f"output {output}: {taken[0]} is a file; allowed: a folder, which is made where there is none")
     launcher = os.environ.pop("MLFLOW_RUN_ID", None)  # `mlflow run -e report` has made one
     study = _named(study)

@@ -120,7 +120,7 @@ def _of_family(blocks: Blocks, contrasts: pd.DataFrame, looks: int, seen: Sequen
     if looks > 1:
         yield f"Intervals are as wide as {looks} looks at growing data need."
     elif seen:
-        counts = " and ".join([*map(str, seen[:-1]), plural(seen[-1], "seed")])
+        counts = ", ".join([*map(str, seen[:-1]), plural(seen[-1], "seed")])
         yield (
             f"It was launched before with {counts}, and these intervals count one look: where "
             "seeds were added for what was seen then, verdicts are wrong more often than that. --until-decided plans its looks."

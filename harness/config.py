@@ -63,7 +63,7 @@ def _no_bool(value: object) -> object:
 
 
 def _normal(value: float) -> float:
-    """0 for what the arithmetic of runs, which has no denormals, makes 0; and for -0."""
+    """0 for a denormal, which a process that flushes those, as one that trains does, reads as 0; and for -0."""
     return value if abs(value) >= float_info.min else 0.0
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import queue
 import signal
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from uuid import uuid4
 import dask
 import torch
 from dask.system import CPU_COUNT
-from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin, get_worker, rpc
+from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin, get_worker, rpc, wait
 from distributed.worker import thread_state  # type: ignore[attr-defined]
 
 from harness import nursery
@@ -76,8 +77,14 @@ class Engine:
         """What `map` does, by processes of this machine that have trained; here where there are none, or where they fail."""
         given = [list(some) for some in items]
         if self.cluster is not None and self.client is not None:
-            with suppress(Exception):  # what is wrong with the function shows here as well
-                return list(self.client.gather(self.client.map(function, *given, pure=False)))
+            with suppress(Exception), warnings.catch_warnings():  # what is wrong with the function shows here as well
+                warnings.simplefilter("ignore")  # of what is large, which goes no further than this machine
+                futures = self.client.map(function, *given, pure=False)
+                while self.client.nthreads():
+                    with suppress(TimeoutError):
+                        wait(futures, SILENCE)
+                        return list(self.client.gather(futures))
+                self.client.cancel(futures)
         return list(map(function, *given))
 
     def _local(self, workers: int) -> Client:

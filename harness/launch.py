@@ -14,7 +14,6 @@ from harness.checkpoint import SUFFIX, Checkpoint
 from harness.config import FIELDS, RunConfig
 from harness.ending import ending
 from harness.errors import InputError, refusal
-from harness.interrupts import waiting
 from harness.layerlist import LayerList
 from harness.plan import Plan, prepare
 from harness.pruning import Rule
@@ -50,7 +49,7 @@ def train(
     store = Store.holding(run_id) if run_id else Store()
     store.say = say
     with in_one_line(store.uri), exact_arithmetic(), ExitStack() as held:
-        with waiting():  # an interrupt comes when there is somebody to end the run
+        with store.uncut():  # an interrupt comes when there is somebody to end the run
             log = RunLog(store, store.get(run_id) if run_id else store.create(SINGLE, plan.cell.name))
             held.enter_context(log.alone())
             if run_id:

@@ -79,7 +79,7 @@ class Launched:
     @property
     def seen(self) -> list[int]:
         """With how many seeds it was launched before, of launches with fewer that share a cell with it."""
-        return list(self.kept.get("seen", []))
+        return [count for count in self.kept.get("seen", []) if count < len(self.study.seeds)]
 
     @property
     def numerics(self) -> str:

@@ -37,10 +37,9 @@ class BatchNorm1d(nn.Module):
         if inputs.shape[1] != self.num_features:
             raise RuntimeError(f"expected {self.num_features} features, got {inputs.shape[1]}")
         _check_dtype(inputs, self.weight)
-        if not len(inputs):
-            return inputs.clone()
-        mean, var = self._statistics(inputs) if self.training else (self.running_mean, self.running_var)
-        return (inputs - mean) / torch.sqrt(var + self.eps) * self.weight + self.bias
+        whole = inputs.to(self.weight.dtype)
+        mean, var = self._statistics(whole) if self.training else (self.running_mean, self.running_var)
+        return ((whole - mean) / torch.sqrt(var + self.eps) * self.weight + self.bias).to(inputs.dtype)
 
     def _statistics(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of the batch, (features,) each; moves the running ones."""
@@ -48,9 +47,11 @@ class BatchNorm1d(nn.Module):
         mean = inputs.mean(0)
         var = (inputs - mean).square().mean(0)
         with torch.no_grad():
+            self.num_batches_tracked += 1
+            if not batch:
+                return mean, var
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * batch / (batch - 1), self.momentum)
-            self.num_batches_tracked += 1
         return mean, var
 
     def extra_repr(self) -> str:
@@ -77,14 +78,17 @@ class LayerNorm1d(nn.Module):
                 f"expected input with shape [*, {self.num_features}], but got input of size {list(inputs.shape)}"
             )
         _check_dtype(inputs, self.weight)
-        centered = inputs - inputs.mean(-1, keepdim=True)
+        whole = inputs.to(self.weight.dtype)
+        centered = whole - whole.mean(-1, keepdim=True)
         var = centered.square().mean(-1, keepdim=True)
-        return centered / torch.sqrt(var + self.eps) * self.weight + self.bias
+        return (centered / torch.sqrt(var + self.eps) * self.weight + self.bias).to(inputs.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}"
 
 
 def _check_dtype(inputs: Tensor, weight: Tensor) -> None:
-    if inputs.dtype != weight.dtype:
+    """Refuse what torch refuses: it takes half precision beside whole, as autocast has it, and no other mixture."""
+    mixed = weight.dtype == torch.float32 and inputs.dtype in (torch.float16, torch.bfloat16)
+    if inputs.dtype != weight.dtype and not mixed:
         raise RuntimeError(f"expected input of {weight.dtype}, as the weight is, but got {inputs.dtype}")

@@ -55,7 +55,7 @@ def begin(
     if any(cells.get(name) == digests for name, digests in before["cells"].items()):
         looks = max(looks, before.get("looks", 1))
         seen = {*before.get("seen", []), len(before["study"]["seeds"])}
-    keep(log, study, cells, overrides, {"looks": looks, "seen": sorted(n for n in seen if n < len(study.seeds))})
+    keep(log, study, cells, overrides, {"looks": looks, "seen": sorted(seen)})
     log.tags({"launches": int(log.run.data.tags.get("launches", "0")) + 1})
     return log
 

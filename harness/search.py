@@ -20,7 +20,6 @@ from harness.driver import alone
 from harness.ending import fail
 from harness.engine import Engine
 from harness.errors import InputError
-from harness.interrupts import waiting
 from harness.plan import Plan, prepare, prepare_all
 from harness.progress import Progress, Say, Watch
 from harness.proposals import Proposer
@@ -101,7 +100,7 @@ class Hunt:
         sampler, pruner, seeds = search.settings.sampler, search.settings.pruner, len(search.study.seeds)
         self.say(f"search   {name}: {budget} x {seeds} seeds, sampler {sampler}, pruner {pruner}, by {search.study.metric}")
         with ExitStack() as guard:
-            with waiting():  # an interrupt comes when there is somebody to end the run
+            with self.store.uncut():  # an interrupt comes when there is somebody to end the run
                 log = report.open_run(self.store, name, self.edition)
                 guard.enter_context(self._guarded(log))
             while round_ := self._ask():

@@ -56,7 +56,8 @@ class Store:
         self.uri = uri or store_uri()
         self.file = storefile.path_of(self.uri)  # None for a server
         self.say = say
-        self.outage = outage.Outage(self.uri, self._knock, waiting if self.file else nullcontext)
+        self.uncut = waiting if self.file else nullcontext  # a server may keep a call for long
+        self.outage = outage.Outage(self.uri, self._knock, self.uncut)
         # beside a sqlite store, so that whoever shares the disk shares the locks
         self.locks = Locks(self.folder / "mlruns" / ".locks" if self.folder else own_folder())
         self.experiments: dict[str, str] = {}  # name -> id, of those asked for

@@ -42,7 +42,7 @@ def exact_arithmetic() -> Iterator[None]:
     backends: Any = torch.backends
     products = (backends.cuda.matmul, backends.mkldnn.matmul)
     precisions = [product.fp32_precision for product in products]
-    flushed = not (torch.full((8,), 1e-39) * 0.5).any()  # torch tells of the other two, not of this one
+    flushed = not (torch.full((8,), 1e-39, dtype=torch.float32) * 0.5).any()  # torch tells of the other two, not of this one
     torch.set_num_threads(1)  # two threads gave other bits from one process to the next
     torch.set_flush_denormal(True)  # moments of pixels that are never lit decay into denormals, which are slow
     torch.set_grad_enabled(False)
@@ -53,7 +53,9 @@ def exact_arithmetic() -> Iterator[None]:
         yield
     finally:
         for product, precision in zip(products, precisions, strict=True):
-            product.fp32_precision = precision
+            product.fp32_precision = "none"  # as the backend has it, where it was so before
+            if product.fp32_precision != precision:
+                product.fp32_precision = precision
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
         torch.set_flush_denormal(flushed)

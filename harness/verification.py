@@ -17,7 +17,7 @@ from scipy.special import betaincinv
 from harness import record, trace
 from harness.checkpoint import state_digest
 from harness.config import RunConfig, slug
-from harness.errors import DataError, InputError, MissingArtifact, StoreAway, WriteError, refusal
+from harness.errors import DataError, InputError, MissingArtifact, StoreAway, StoreError, WriteError, refusal
 from harness.launched import last_study
 from harness.plan import Plan, prepare
 from harness.results import CURVES, EpochRecord, same, ulps
@@ -175,12 +175,16 @@ def sample(study: Study | str | Path, count: int, *, data_dir: str | None = None
     verdicts = list[Verdict | None]()
     for run_id in drawn:
         try:
-            verdicts.append(found := _verified(Past.of(RunLog.of(store, run_id)), data_dir, False, say))
-            lines = list(found.lines())
-        except InputError as error:  # without a record, say: not repeated, and no reason to leave the others
+            past = Past.of(RunLog.of(store, run_id))
+        except StoreError:
+            raise
+        except InputError as error:  # it cannot be repeated, which is no reason to leave the others
             verdicts.append(None)
-            lines = [f"REFUSED   {error}"]
-        say("\n".join(lines))
+            say(f"REFUSED   {error}")
+            continue
+        verdicts.append(found := _verified(past, data_dir, False, say))
+        for line in found.lines():
+            say(line)
     exact = sum(verdict is not None and verdict.exact for verdict in verdicts)
     say(f"sample    {supported(exact, len(drawn), len(ids))}")
     return verdicts

@@ -18,8 +18,10 @@ from statsmodels.stats.multitest import multipletests
 
 from harness.analysis import Analysis, analyse
 from harness.blocks import Blocks
+from harness.canvas import Canvas
 from harness.contrasts import MOST_SEEDS, compared, decide, effect, more_seeds, sign_flip_p, simultaneous
 from harness.families import dunnett, holm
+from harness.interactions import interactions
 from harness.intervals import half_width, rate_interval, std_interval, t_interval
 from harness.separation import spearman
 from harness.stability import drawdown, fluctuation, median
@@ -614,6 +616,15 @@ def test_a_base_that_no_level_is_leaves_two_changes_in_a_contrast_and_it_is_said
 
 
 def test_launches_before_with_fewer_seeds_are_told_of_unless_looks_are_planned() -> None:
-    line = "It was launched before with 2 and 3 seeds, and these intervals count one look"
+    line = "It was launched before with 2, 3 seeds, and these intervals count one look"
     assert any(limit.startswith(line) for limit in analysed(seen=[2, 3]).limits)
     assert not any("launched before" in limit for limit in (*analysed().limits, *analysed(seen=[2, 3], looks=5).limits))
+
+
+def test_conditions_of_which_some_runs_diverged_are_told_of_below_interactions() -> None:
+    study = Study(**FACTORIAL)
+    numbers = {row.name: np.random.default_rng(1).normal(size=3) for row in study.rows}
+    runs = runs_of(study, numbers, {f"{study.rows[1].name}-s0": "diverged"})
+    drawing = interactions(Canvas.of(analyse(study, runs, history_of(study, {name: [1.0] for name in numbers}))))
+    assert drawing is not None
+    assert "Of 1 condition some runs diverged or failed" in drawing.caption

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
 import re
 import resource
 import select
+import signal
 import socket
 import statistics
 import subprocess
@@ -19,8 +21,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from harness import cli
 from harness.config import FIELDS, RunConfig
 from harness.errors import InputError
+from harness.interrupts import POLITE
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("--dataset", "mnist_5k", "--epochs", "2", "--max-batches", "3", "--hidden-dim", "6")
@@ -418,3 +422,30 @@ def test_folder_whose_name_means_something_in_a_uri_is_refused(name: str, tmp_pa
     (tmp_path / name).mkdir()
     assert_bad_input(harness_says(tmp_path / name, "train", *DATA), "sqlite store cannot lie in a folder with")
     assert [path.name for path in tmp_path.rglob("*")] == [name]
+
+
+def test_an_interrupt_that_an_import_makes_another_error_of_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: object, **named: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise AttributeError("a half imported module") from None
+
+    before = {polite: signal.signal(polite, signal.default_int_handler) for polite in POLITE}
+    monkeypatch.setattr(cli, "cli", broken)
+    try:
+        with pytest.raises(SystemExit) as left:
+            cli.main([])
+    finally:
+        for polite, handler in before.items():
+            signal.signal(polite, handler)
+    assert left.value.code == 130
+
+
+def test_a_sign_that_a_terminal_cannot_show_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal := io.TextIOWrapper(content := io.BytesIO(), encoding="ascii"))
+    cli._lead_nowhere()
+    print("±0.02", flush=True)
+    monkeypatch.undo()
+    assert content.getvalue() == b"\\xb10.02\n"
+    assert not terminal.closed

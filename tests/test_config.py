@@ -547,6 +547,6 @@ def test_layer_list_in_a_run_is_frozen() -> None:
         network.input_size = 3
 
 
-def test_a_number_that_runs_would_take_for_0_is_0_everywhere() -> None:
+def test_a_denormal_is_0_everywhere_as_it_is_to_a_process_that_flushes_them() -> None:
     run = RunConfig(weight_decay="1e-310")
     assert (run, run.digest, run.condition) == (RunConfig(), RunConfig().digest, RunConfig().condition)

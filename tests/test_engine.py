@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
@@ -34,5 +35,11 @@ def test_workers_do_it_and_where_they_die_of_it_this_process_does() -> None:
         assert [item for item, _ in came] == list(range(8))
         assert here not in {process for _, process in came}
         assert hands.spread(deadly, [3, 1, 2]) == [3, 1, 2]
+        assert hands.cluster
+        assert hands.client
+        hands.cluster.scale(0)
+        while hands.client.nthreads():
+            time.sleep(0.05)
+        assert hands.spread(lambda item: (item, os.getpid()), [1]) == [(1, here)]
         with pytest.raises(ZeroDivisionError):
             hands.spread(lambda item: 1 / item, [1, 0])

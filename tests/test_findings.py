@@ -17,6 +17,7 @@ import pytest
 import harness
 from harness import findings, landscape, report
 from harness.blocks import Blocks
+from harness.config import RunConfig
 from harness.ranking import rank
 from harness.search import run_search
 from harness.space import Search
@@ -219,3 +220,19 @@ def test_study_without_the_conditions_has_no_ranking_and_it_is_said() -> None:
     found = rank(search(), blocks(other, {"w": [1.0, 2.0, 3.0]}), 1, tuned(TURNED))
     assert len(found.table) == 0
     assert "fewer than two conditions in common" in found.sentence
+
+
+def test_where_the_base_is_best_there_is_nothing_to_compare_and_its_row_is_whole(written: Mapping[str, bytes]) -> None:
+    own = Search.of(
+        name="own", question="?", seeds=[0], base={**BASE, "validation": 0.2},
+        search={"trials": 2, "sampler": "grid", "final_seeds": [7, 8]},
+        space={"lr": {"choices": [RunConfig(**BASE).lr, 1e30]}},
+    )  # fmt: skip
+    lines: list[str] = []
+    assert run_search(own, workers=0, say=lines.append).final is not None
+    assert [line for line in lines if line.endswith("  diverged")]
+    assert not [line for line in lines if "inf" in line]
+    came = findings.write("own")
+    assert came.sentences[0].startswith("No setting did better on validation than the base itself")
+    (best,) = (line for line in came.files["report.md"].decode().splitlines() if line.startswith("| best |"))
+    assert best.startswith("| best | is base | 2 | ")

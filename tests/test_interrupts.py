@@ -94,17 +94,18 @@ MADE: Mapping[str, Callable[[], object]] = {
 }
 
 
-@pytest.mark.parametrize("what", MADE)
+@pytest.mark.parametrize(("what", "run"), [("a run", 1), ("a study", 1), ("a study", 2), ("a search", 1), ("a search", 2)])
 def test_an_interrupt_while_a_run_is_made_leaves_none_that_goes_on(
-    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, run: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    make = MlflowClient.create_run
+    make, made = MlflowClient.create_run, list[Run]()
 
     def cut(self: MlflowClient, *given: Any, **named: Any) -> Run:
-        made = make(self, *given, **named)
-        os.kill(os.getpid(), signal.SIGINT)
-        return made
+        made.append(make(self, *given, **named))
+        if len(made) == run:
+            os.kill(os.getpid(), signal.SIGINT)
+        return made[-1]
 
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "create_run", cut)
@@ -112,4 +113,4 @@ def test_an_interrupt_while_a_run_is_made_leaves_none_that_goes_on(
             MADE[what]()
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiments = [found.experiment_id for found in client.search_experiments()]
-    assert [run.info.status for run in client.search_runs(experiments)] == ["KILLED"]
+    assert [run.info.status for run in client.search_runs(experiments)] == ["KILLED"] * run

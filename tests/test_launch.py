@@ -24,7 +24,7 @@ from mlflow.entities import Run
 from torch import nn
 
 import harness
-from harness import data
+from harness import data, launch
 from harness.checkpoint import Checkpoint, state_digest
 from harness.config import FIELDS, RunConfig
 from harness.errors import InputError, StoreError
@@ -597,3 +597,11 @@ def test_store_may_lie_in_a_folder_of_any_name(name: str, tmp_path: Path, monkey
     assert {"mlflow.db", "mlruns"} <= set(os.listdir(tmp_path / name))
     assert (tmp_path / name / "mlruns" / "harness" / result.run_id / "artifacts" / "config.json").is_file()
     assert harness.load_model(result.run_id)
+
+
+def test_run_that_was_deleted_is_not_resumed(client: MlflowClient) -> None:
+    run_id = harness.train(RunConfig(dataset="mnist_5k", epochs=1, max_batches=1, seed=77), say=lambda line: None).run_id
+    client.set_terminated(run_id, "KILLED")
+    client.delete_run(run_id)
+    with pytest.raises(InputError, match=f"run {run_id} was deleted; restore it: mlflow runs restore --run-id {run_id}"):
+        launch.resume(run_id, say=lambda line: None)

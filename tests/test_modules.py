@@ -120,6 +120,23 @@ def test_inputs_of_another_type_are_refused_as_torch_does(ours: Make, theirs: Ma
     assert raised(lambda: ours(7).train(training)(draw(5, 7).double())) is wanted is RuntimeError
 
 
+@each_pair
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("training", [True, False])
+def test_half_precision_goes_in_and_out_as_torch_has_it(ours: Make, theirs: Make, training: bool, dtype: torch.dtype) -> None:
+    wanted = theirs(7).train(training)(draw(5, 7).to(dtype))
+    found = ours(7).train(training)(draw(5, 7).to(dtype))
+    assert found.dtype == wanted.dtype == dtype
+    torch.testing.assert_close(found, wanted)
+
+
+def test_an_empty_batch_is_counted_and_moves_no_statistics() -> None:
+    ours, theirs = BatchNorm1d(7), nn.BatchNorm1d(7)
+    assert ours(draw(0, 7)).shape == theirs(draw(0, 7)).shape
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value), name
+
+
 @pytest.mark.parametrize("shape", [(7,), (2, 3, 4, 7)])
 def test_batchnorm_says_which_dimensions_it_expects(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=f"got {len(shape)}D input"):

@@ -104,7 +104,7 @@ def test_study_of_which_no_run_has_an_epoch_has_a_report_and_typed_frames(writte
     assert dict(nothing.dtypes) == {name: some[name].dtype for name in nothing}
 
 
-def test_study_of_a_validation_metric_shows_nothing_of_the_test_set(written: Report) -> None:
+def test_screen_and_curves_of_a_study_on_validation_show_validation(written: Report) -> None:
     study = Study(**SMALL, name="held", metric="final/val_loss", base={**BASE, "validation": 0.2})
     result = harness.run_study(study, workers=0, say=lambda line: None)
     assert list(outline(result.table))[2:] == [f"val loss {what}" for what in ("mean", "std", "min", "max")]
@@ -122,9 +122,11 @@ def test_report_says_with_how_many_seeds_it_was_launched_before(written: Report)
         study = Study(**{**SMALL, "seeds": seeds}, name="grows", base=BASE)
         harness.run_study(study, workers=0, say=lambda line: None)
     text = report.write("grows").files["report.md"].decode()
-    assert "It was launched before with 1 and 2 seeds" in text
+    assert "It was launched before with 1, 2 seeds" in text
     harness.run_study(study.override(seeds=[0, 1]), workers=0, say=lambda line: None)
     assert "It was launched before with 1 seed, and" in report.write("grows").files["report.md"].decode()
+    harness.run_study(study.override(seeds=[0, 1, 2, 3]), workers=0, say=lambda line: None)
+    assert "It was launched before with 1, 2, 3 seeds" in report.write("grows").files["report.md"].decode()
 
 
 def test_page_loads_nothing_and_runs_nothing_that_a_name_brings(written: Report) -> None:
@@ -245,6 +247,13 @@ def test_report_that_could_not_be_written_into_a_folder_is_refused_before_it_is_
     assert left_with("report", "lame", "--output", str(tmp_path / "taken" / "below")) == 2
     assert "taken is a file; allowed: a folder" in capsys.readouterr().err
     assert page.stat().st_mtime_ns == before
+
+
+def test_a_study_is_verified_by_its_file_too(written: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (shipped() / "matrix.toml").read_text(encoding="utf-8").replace('name = "matrix"', 'name = "nobody"')
+    (tmp_path / "file.toml").write_text(text, encoding="utf-8")
+    assert left_with("verify", "--study", str(tmp_path / "file.toml")) == 2
+    assert "study nobody has no finished run" in capsys.readouterr().err
 
 
 def test_report_does_not_write_over_a_file(written: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

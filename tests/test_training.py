@@ -585,22 +585,33 @@ def test_nested_exact_arithmetic_leaves_the_outer_one_whole() -> None:
         assert not denormals_survive()
 
 
-def test_what_a_process_asked_of_float32_moves_no_run() -> None:
+def test_what_a_process_asked_of_float32_is_put_aside_and_restored() -> None:
     backends: Any = torch.backends
     products, before = (backends.cuda.matmul, backends.mkldnn.matmul), torch.get_default_dtype()
-    asked = [product.fp32_precision for product in products]
+    asked, whole = [product.fp32_precision for product in products], backends.fp32_precision
     try:
         torch.set_default_dtype(torch.float64)
+        torch.set_flush_denormal(True)
         for product in products:
             product.fp32_precision = "tf32"
         with exact_arithmetic():
             assert torch.get_default_dtype() == torch.float32
             assert [product.fp32_precision for product in products] == ["ieee", "ieee"]
         assert torch.get_default_dtype() == torch.float64
+        assert (torch.full((8,), 1e-39, dtype=torch.float32) * 0.5).eq(0).all()
         assert [product.fp32_precision for product in products] == ["tf32", "tf32"]
         built = harness.build_network(RunConfig(norm="batchnorm")).state_dict()
         assert {tensor.dtype for tensor in built.values() if tensor.is_floating_point()} == {torch.float32}
+        for product in products:
+            product.fp32_precision = "none"
+        backends.fp32_precision = "tf32"
+        with exact_arithmetic():
+            assert [product.fp32_precision for product in products] == ["ieee", "ieee"]
+        backends.fp32_precision = "ieee"
+        assert [product.fp32_precision for product in products] == ["ieee", "ieee"], "what is inherited stays so"
     finally:
         torch.set_default_dtype(before)
+        torch.set_flush_denormal(False)
+        backends.fp32_precision = whole
         for product, precision in zip(products, asked, strict=True):
             product.fp32_precision = precision
