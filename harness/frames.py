@@ -132,7 +132,7 @@ def outline(summary: pd.DataFrame) -> pd.DataFrame:
     names = [name for name in names if name not in STATES or summary[name].any()]
     own = [metric for metric in METRICS if metric not in SHOWN and f"{_short(metric)}_mean" in summary]
     shown = [f"{_short(metric)}_{what}" for metric in own or SHOWN for what in ("mean", "std", "min", "max")]
-    heads = {name: name.removeprefix("test_").replace("_", " ") for name in shown}
+    heads = {name: " ".join(name.removeprefix("test_").rsplit("_", 1)) for name in shown}
     return summary[[*names, *shown]].rename(columns=heads)
 
 

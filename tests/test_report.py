@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser
 
 import harness
-from harness import cli, report
+from harness import cli, frames, report
 from harness.analysis import analyse
 from harness.canvas import Canvas
 from harness.curves import curves
@@ -107,7 +107,8 @@ def test_study_of_which_no_run_has_an_epoch_has_a_report_and_typed_frames(writte
 def test_screen_and_curves_of_a_study_on_validation_show_validation(written: Report) -> None:
     study = Study(**SMALL, name="held", metric="final/val_loss", base={**BASE, "validation": 0.2})
     result = harness.run_study(study, workers=0, say=lambda line: None)
-    assert list(outline(result.table))[2:] == [f"val loss {what}" for what in ("mean", "std", "min", "max")]
+    assert list(outline(result.table))[2:] == [f"val_loss {what}" for what in ("mean", "std", "min", "max")]
+    assert frames.text(outline(result.table), "table").split()[2:6] == ["val_loss", "std", "min", "max"]
     analysis = analyse(study, harness.runs("held"), harness.history("held"))
     drawing = curves(Canvas.of(analysis))
     assert drawing is not None
