@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import importlib
 import importlib.resources
+import io
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -203,11 +204,12 @@ def _read_csv(name: str, source: Source, data_dir: str) -> tuple[dict[str, str],
 
     try:
         file = importlib.resources.files(source.package).joinpath(*next(iter(source.files)).split("/"))
-        found = {Path(str(file)).name: _checked(Path(str(file)), next(iter(source.files.values())), name)}
     except ModuleNotFoundError:
         raise DataError(f"dataset={name} needs the package {source.package}: pip install {source.package}") from None
-    table = torch.from_numpy(pd.read_csv(str(file), header=None, dtype=np.uint8).to_numpy())
-    return found, _stratified(table[:, :-1], table[:, -1])
+    path, digest = Path(str(file)), next(iter(source.files.values()))
+    archive = io.BytesIO(_checked(path, digest, name))
+    table = torch.from_numpy(pd.read_csv(archive, compression="gzip", header=None, dtype=np.uint8).to_numpy())
+    return {path.name: digest}, _stratified(table[:, :-1], table[:, -1])
 
 
 def _stratified(images: Tensor, labels: Tensor) -> tuple[Pair, Pair]:
@@ -232,40 +234,35 @@ def _read_idx(name: str, source: Source, data_dir: str) -> tuple[dict[str, str],
         raise MissingData(f"dataset={name}: {folder} cannot be read: {error}") from None
     if missing:
         _download(name, source, folder, missing, MissingData if missing == needed else DataError)
-    found = {}
+    found, read = dict[str, str](), dict[str, Tensor]()
     for file, digest in source.files.items():
         path = folder / file.removesuffix(".gz")
         if file.endswith(".gz"):  # the archive is the one with a published digest: the file must be what it holds
-            _checked(folder / file, digest, name)
-            with gzip.open(folder / file) as archive:
-                digest = hashlib.file_digest(archive, "sha256").hexdigest()
-        found[path.name] = _checked(path, digest, name)
-    train, test = (
-        (_idx(folder / f"{part}-images-idx3-ubyte"), _idx(folder / f"{part}-labels-idx1-ubyte")) for part in ("train", "t10k")
-    )
+            digest = hashlib.sha256(gzip.decompress(_checked(folder / file, digest, name))).hexdigest()
+        found[path.name], read[path.name] = digest, _idx(_checked(path, digest, name))
+    train, test = ((read[f"{part}-images-idx3-ubyte"], read[f"{part}-labels-idx1-ubyte"]) for part in ("train", "t10k"))
     return found, (train, test)
 
 
-def _idx(path: Path) -> Tensor:
-    """The bytes of an IDX file in its own shape; torchvision, which reads them too, takes two seconds to be imported."""
-    content = np.fromfile(path, np.uint8)
+def _idx(file: memoryview) -> Tensor:
+    """An IDX file's numbers in its own shape; torchvision, which reads them too, takes two seconds to be imported."""
+    content = np.frombuffer(file, np.uint8)
     start = 4 + 4 * int(content[3])
     return torch.from_numpy(content[start:].reshape(content[4:start].view(">i4")))
 
 
-def _checked(path: Path, wanted: str, name: str) -> str:
-    """The SHA-256 of a file. Raises DataError with both digests when it is not the wanted one."""
+def _checked(path: Path, wanted: str, name: str) -> memoryview:
+    """The bytes of a file. Raises DataError with both digests when their SHA-256 is not the wanted one."""
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        content = np.fromfile(path, np.uint8).data  # which may be written to, as tensors want it
     except OSError as error:
         raise DataError(f"dataset={name}: {path} cannot be read: {error.strerror or error}") from None
-    if found != wanted:
+    if (found := hashlib.sha256(content).hexdigest()) != wanted:
         raise DataError(
             f"dataset={name}: {path} has SHA-256 {found}, expected {wanted}; it is damaged or another file: "
             f"delete it, and the next run fetches it again"
         )
-    return found
+    return content
 
 
 def _download(name: str, source: Source, folder: Path, missing: set[str], kind: type[DataError]) -> None:
