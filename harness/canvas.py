@@ -6,7 +6,6 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import matplotlib
@@ -21,7 +20,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from harness.analysis import Analysis
 from harness.conclusions import plural
+from harness.drawing import Drawing
 from harness.frames import each
+from harness.histograms import Histograms
 
 WIDTH = 9.0  # inches: a printed page with its margins, at 9 points as on the screen
 UNITS = {"loss": "loss, nats", "accuracy": "accuracy"}
@@ -31,6 +32,7 @@ MOST = 48  # variants that a figure shows
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
 LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))  # these and markers tell them apart in grey
 MARKERS = "osD^vPX<>"
+FONT: Any = {"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8.5, "axes.spines.top": False, "axes.spines.right": False}
 FIXED: Any = {
     "svg.hashsalt": "harness",
     "svg.fonttype": "path",
@@ -48,31 +50,28 @@ class Style:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A figure, and what a reader needs to know of it."""
+class Sketch:
+    """A figure that is to be drawn, and what a reader needs to know of it."""
 
     name: str  # of its files
     title: str
     caption: str
     figure: Figure
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What goes to another process: the bytes, which cost most, in place of what they are made from."""
-        return {**vars(self), "figure": Figure(), "svg": self.svg, "png": self.png}
+    def drawing(self) -> Drawing:
+        """Draw it, as SVG without a date, for the page, and as PNG, 150 dots an inch.
 
-    @cached_property
-    def png(self) -> bytes:
-        """The figure as PNG, 150 dots an inch."""
-        self.figure.set_dpi(150)  # an SVG leaves it at 72
-        FigureCanvasAgg(self.figure).print_png(out := io.BytesIO(), pil_kwargs={"compress_level": 6})
-        return out.getvalue()
-
-    @cached_property
-    def svg(self) -> bytes:
-        """The figure as SVG, without a date: in the page, and a file of its own."""
+        Its layout is found once: each of the two would find it again.
+        """
+        figure, svg, png = self.figure, io.BytesIO(), io.BytesIO()
+        if (engine := figure.get_layout_engine()) is not None:
+            engine.execute(figure)
+        figure.set_layout_engine("none")
         with matplotlib.rc_context(FIXED):
-            FigureCanvasSVG(self.figure).print_svg(out := io.BytesIO(), metadata={"Date": None})
-        return out.getvalue()
+            FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+        figure.set_dpi(150)  # an SVG leaves it at 72
+        FigureCanvasAgg(figure).print_png(png, pil_kwargs={"compress_level": 6})
+        return Drawing(self.name, self.title, self.caption, svg.getvalue(), png.getvalue())
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,10 @@ class Canvas:
     styles: Mapping[str, Style]
     labels: Mapping[str, str]
     hue: str  # the factor that colours tell, in a factorial of more than a few variants
+    seen: Mapping[str, Histograms]  # of runs by their id
 
     @classmethod
-    def of(cls, analysis: Analysis) -> Canvas:
+    def of(cls, analysis: Analysis, seen: Mapping[str, Histograms] = {}) -> Canvas:
         """The base and the best of the others, up to MOST."""
         table = analysis.variants.sort_values("is_base", ascending=False, kind="stable")
         if len(table) > MOST:
@@ -99,7 +99,7 @@ class Canvas:
         curves = history[history.run_id.isin(list(owner))]
         curves = curves.assign(variant=curves.run_id.map(owner))
         hue = _hue(analysis) if len(table) > FEW else ""
-        return cls(analysis, table, curves, _styles(analysis, table, hue), _labels(analysis, table), hue)
+        return cls(analysis, table, curves, _styles(analysis, table, hue), _labels(analysis, table), hue, seen)
 
     @property
     def few(self) -> bool:
@@ -184,13 +184,6 @@ def shortened(name: str, width: int) -> str:
 def sheet(height: float) -> Figure:
     """An empty figure as wide as a page, `height` inches high."""
     return Figure(figsize=(WIDTH, height), dpi=150, layout="constrained")
-
-
-def lay_out(figure: Figure) -> None:
-    """Find the layout of a figure once: each drawing would find it again."""
-    if (engine := figure.get_layout_engine()) is not None:
-        engine.execute(figure)
-    figure.set_layout_engine("none")
 
 
 def words(metric: str) -> str:

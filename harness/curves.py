@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from harness.canvas import UNITS, Canvas, Drawing, legend_key, scaled, sheet, shortened, spoken
+from harness.canvas import UNITS, Canvas, Sketch, legend_key, scaled, sheet, shortened, spoken
 
 TRAIN, SHOWN = "--", "-"
 TITLE = 26  # characters of a panel's title, of which four stand side by side
 
 
-def curves(canvas: Canvas) -> Drawing | None:
+def curves(canvas: Canvas) -> Sketch | None:
     """Losses and accuracies over epochs: mean, band from the lowest to the highest seed, and single seeds."""
     if not canvas.names or canvas.curves.epoch.max() < 1:
         return None
@@ -31,7 +31,7 @@ def curves(canvas: Canvas) -> Drawing | None:
         if canvas.few
         else f"Solid: {shown}; dashed: train" + ("" if canvas.hue else f"; black in each panel: the base's {shown}")
     )
-    return Drawing("curves", "Curves over epochs", f"{seeds}. {what}.{canvas.left_out}", figure)
+    return Sketch("curves", "Curves over epochs", f"{seeds}. {what}.{canvas.left_out}", figure)
 
 
 def _four(canvas: Canvas) -> Figure:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from harness.canvas import FEW, Canvas, Drawing, sheet
+from harness.canvas import FEW, Canvas, Sketch, sheet
 from harness.histograms import Histogram, Histograms
 
 BEST = 4  # of more variants than fit: the base, so many of the best, and the worst
 
 
-def distributions(canvas: Canvas, seen: Mapping[str, Histograms]) -> Drawing | None:
+def distributions(canvas: Canvas) -> Sketch | None:
     """A row for each variant: one run's weights and outputs of hidden layers, the first and the last, and output weights."""
-    runs = canvas.variants.set_index("variant").run_ids
+    runs, seen = canvas.variants.set_index("variant").run_ids, canvas.seen
     first = {name: next((run for run in runs[name] if run in seen), "") for name in _shown(canvas)}
     found = {name: seen[run] for name, run in first.items() if run}
     if not found:
@@ -42,7 +41,7 @@ def distributions(canvas: Canvas, seen: Mapping[str, Histograms]) -> Drawing | N
         "Of each variant one run, that of its first seed; outputs on fixed training samples in eval mode. Height: share of the "
         f"values. Each panel has axes of its own.{fewer if len(canvas.names) > FEW else ''}"
     )
-    return Drawing("distributions", "Weights and activations, before and after training", caption, figure)
+    return Sketch("distributions", "Weights and activations, before and after training", caption, figure)
 
 
 def _shown(canvas: Canvas) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from harness import engine, frames, report
+from harness import engine, frames
 from harness.cells import Launch, StudyResult
 from harness.errors import InputError
 from harness.plan import Plan, prepare_all
@@ -99,7 +99,6 @@ def driven(
                     launch.ended(work, came)
                     if fail_fast and launch.failed:
                         break
-                    report.ready()  # while others train
             if not (fail_fast and launch.failed):
                 launch.copy()
             launch.leave()

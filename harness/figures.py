@@ -6,27 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-import matplotlib
-
 from harness.analysis import Analysis
-from harness.canvas import Canvas, Drawing, lay_out
-from harness.curves import curves
-from harness.distributions import distributions
-from harness.forest import verdicts
+from harness.drawing import Drawing
 from harness.histograms import Histograms
-from harness.interactions import interactions
-from harness.vitals import health
 
-FONT: Any = {"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8.5, "axes.spines.top": False, "axes.spines.right": False}
-
-
-FIGURES: dict[str, Callable[[Canvas, Mapping[str, Histograms]], Drawing | None]] = {
-    "verdicts": lambda canvas, seen: verdicts(canvas),
-    "curves": lambda canvas, seen: curves(canvas),
-    "health": lambda canvas, seen: health(canvas),
-    "distributions": distributions,
-    "interactions": lambda canvas, seen: interactions(canvas),
-}
+FIGURES = ("verdicts", "curves", "health", "distributions", "interactions")
 
 
 def drawings(
@@ -52,9 +36,20 @@ def drawings(
 def _drawn(analysis: Analysis, seen: Mapping[str, Histograms], name: str) -> Drawing | str:
     """A figure, or why it cannot be drawn; nothing where there is no data for it."""
     try:
-        with matplotlib.rc_context(FONT):
-            if (drawing := FIGURES[name](Canvas.of(analysis), seen)) is not None:
-                lay_out(drawing.figure)
-        return drawing or ""
+        # a second of imports, for which those who have others draw need not wait
+        from matplotlib import rc_context
+
+        from harness import canvas, curves, distributions, forest, interactions, vitals
+
+        draw: Callable[[canvas.Canvas], canvas.Sketch | None] = {
+            "verdicts": forest.verdicts,
+            "curves": curves.curves,
+            "health": vitals.health,
+            "distributions": distributions.distributions,
+            "interactions": interactions.interactions,
+        }[name]
+        with rc_context(canvas.FONT):
+            sketch = draw(canvas.Canvas.of(analysis, seen))
+            return sketch.drawing() if sketch else ""
     except Exception as error:
         return f"{type(error).__name__}: {error}"

@@ -11,11 +11,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from harness.canvas import UNITS, Canvas, Drawing, log_ticks, sheet, words
+from harness.canvas import UNITS, Canvas, Sketch, log_ticks, sheet, words
 from harness.frames import each
 
 
-def verdicts(canvas: Canvas) -> Drawing | None:
+def verdicts(canvas: Canvas) -> Sketch | None:
     """Each variant's final values, every seed drawn, beside its difference to the base with its interval."""
     analysis, table, study = canvas.analysis, canvas.variants, canvas.analysis.study
     if not canvas.names:
@@ -43,7 +43,7 @@ def verdicts(canvas: Canvas) -> Drawing | None:
         f"Left: {words(study.metric)} of each of {seeds} seed{'s' * (seeds > 1)} (dots), mean (bar), 95% t interval (line)."
         f"{together}{zone} An arrow is an interval that goes on.{canvas.left_out}"
     )
-    return Drawing("verdicts", "Final values, and differences to the base", caption, figure)
+    return Sketch("verdicts", "Final values, and differences to the base", caption, figure)
 
 
 def _values(ax: Axes, canvas: Canvas, places: Mapping[str, int]) -> None:

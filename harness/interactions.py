@@ -8,11 +8,11 @@ from itertools import combinations
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from harness.canvas import COLOURS, LINES, MARKERS, Canvas, Drawing, sheet, words
+from harness.canvas import COLOURS, LINES, MARKERS, Canvas, Sketch, sheet, words
 from harness.conclusions import plural
 
 
-def interactions(canvas: Canvas) -> Drawing | None:
+def interactions(canvas: Canvas) -> Sketch | None:
     """In a factorial: for each pair of factors the mean at each setting of the two; lines that are not parallel interact."""
     study, table = canvas.analysis.study, canvas.analysis.variants
     factors = [factor for factor in study.varied if len(study.factors.get(factor, ())) > 1][:5]
@@ -57,4 +57,4 @@ def interactions(canvas: Canvas) -> Drawing | None:
     if partly := int(((table.n > 0) & (table.diverged + table.failed > 0)).sum()):
         gone += f" Of {plural(partly, 'condition')} some runs diverged or failed: the mean over the rest leaves out the worst."
     caption = f"Large: mean over all conditions with the two levels; small: each condition's mean over {canvas.counted}.{gone}"
-    return Drawing("interactions", "Interactions of factors", caption, figure)
+    return Sketch("interactions", "Interactions of factors", caption, figure)

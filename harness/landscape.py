@@ -16,8 +16,8 @@ from matplotlib.ticker import MaxNLocator
 from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
 from optuna.visualization import matplotlib as optunas
 
-from harness.canvas import COLOURS, LINES, MARKERS, UNITS, WIDTH, Drawing, lay_out
-from harness.figures import FONT
+from harness.canvas import COLOURS, FONT, LINES, MARKERS, UNITS, WIDTH, Sketch
+from harness.drawing import Drawing
 from harness.scene import WIDE, Scene, TooFew
 from harness.trials import Trials
 
@@ -29,11 +29,9 @@ def drawings(trials: Trials) -> tuple[list[Drawing], dict[str, list[Drawing]], l
     """The figure of all conditions, those of each, and a line for each that is left out. No figure costs more than itself."""
     joint, groups, left = list[Drawing](), dict[str, list[Drawing]](), list[str]()
 
-    def drawn(what: str, draw: Callable[[], Drawing]) -> list[Drawing]:
+    def drawn(what: str, sketch: Callable[[], Sketch]) -> list[Drawing]:
         try:
-            drawing = draw()
-            lay_out(drawing.figure)
-            return [drawing]
+            return [sketch().drawing()]
         except TooFew as why:
             left.append(f"{what} left out: {why}")
         except Exception as error:
@@ -53,7 +51,7 @@ def drawings(trials: Trials) -> tuple[list[Drawing], dict[str, list[Drawing]], l
     return joint, {title: group for title, group in groups.items() if group}, left
 
 
-def best_so_far(trials: Trials) -> Drawing:
+def best_so_far(trials: Trials) -> Sketch:
     """One curve for each condition: its best validation value so far, against trials and against seconds of training."""
     table = trials.table[trials.table.best.notna()]
     if table.empty:
@@ -84,13 +82,13 @@ def best_so_far(trials: Trials) -> Drawing:
         "right: as training steps of all their runs add up, those of pruned trials too. Such a curve can only get better: it "
         "is no estimate of what the setting reaches on other data."
     )
-    return Drawing("best-so-far", "Best so far against budget", caption, figure)
+    return Sketch("best-so-far", "Best so far against budget", caption, figure)
 
 
 # Optuna's own
 
 
-def history(view: Scene) -> Drawing:
+def history(view: Scene) -> Sketch:
     """Each trial's value and the best so far."""
     if not view.count:
         raise TooFew("no trial came to its end")
@@ -104,10 +102,10 @@ def history(view: Scene) -> Drawing:
             ax.set_yscale("log")
         _grid([ax])
         said = f"Trials that came to their end ({view.count} of {len(view.study.trials)}), and the best so far."
-        return Drawing(f"{view.prefix}history", "Optimization history", said, _kept(ax))
+        return Sketch(f"{view.prefix}history", "Optimization history", said, _kept(ax))
 
 
-def importances(view: Scene, method: str) -> Drawing:
+def importances(view: Scene, method: str) -> Sketch:
     """How much of the value's variation each parameter accounts for."""
     view.check()
     evaluators = {"fANOVA": FanovaImportanceEvaluator(seed=0), "PED-ANOVA": PedAnovaImportanceEvaluator()}
@@ -132,10 +130,10 @@ def importances(view: Scene, method: str) -> Drawing:
         few = " With fewer than 20 trials the best tenth is one trial." if method == "PED-ANOVA" and view.count < 20 else ""
         said += f"{few} It describes what was tried, which a sampler crowds where it found good values."
         slug = method.lower().replace("-", "_")
-        return Drawing(f"{view.prefix}importances-{slug}", f"Importances by {method}", said, _kept(ax))
+        return Sketch(f"{view.prefix}importances-{slug}", f"Importances by {method}", said, _kept(ax))
 
 
-def slices(view: Scene) -> Drawing:
+def slices(view: Scene) -> Sketch:
     """Values against one parameter at a time."""
     view.check()
     rows = -(-len(view.varied) // COLUMNS)
@@ -149,10 +147,10 @@ def slices(view: Scene) -> Drawing:
                 dots.set(sizes=[22], linewidth=0.5)
             ax.tick_params(axis="x", labelrotation=30 if any(len(t.get_text()) > 6 for t in ax.get_xticklabels()) else 0)
         _grid(axes)
-        return Drawing(f"{view.prefix}slice", "Slice", f"Each of {view.count} trials, the darker the later.", _kept(axes[0]))
+        return Sketch(f"{view.prefix}slice", "Slice", f"Each of {view.count} trials, the darker the later.", _kept(axes[0]))
 
 
-def parallel(view: Scene) -> Drawing:
+def parallel(view: Scene) -> Sketch:
     """All parameters of a trial as one line."""
     view.check()
     with _ours(WIDTH, 4.0):
@@ -162,10 +160,10 @@ def parallel(view: Scene) -> Drawing:
         for other in ax.figure.axes:
             other.tick_params(axis="y", labelsize=7.5)
         said = f"A line for each of {view.count} trials, the darker the better."
-        return Drawing(f"{view.prefix}parallel", "Parallel coordinates", said, _kept(ax))
+        return Sketch(f"{view.prefix}parallel", "Parallel coordinates", said, _kept(ax))
 
 
-def contour(view: Scene) -> Drawing:
+def contour(view: Scene) -> Sketch:
     """Values over pairs of parameters."""
     view.check()
     if len(view.varied) < 2:
@@ -189,10 +187,10 @@ def contour(view: Scene) -> Drawing:
             f"Interpolated between {view.count} trials (dots), the darker the better; far from dots it is a guess. All other "
             f"parameters vary too.{more}"
         )
-        return Drawing(f"{view.prefix}contour", "Contour", said, _kept(axes[0]))
+        return Sketch(f"{view.prefix}contour", "Contour", said, _kept(axes[0]))
 
 
-FIGURES: dict[str, Callable[[Scene], Drawing]] = {
+FIGURES: dict[str, Callable[[Scene], Sketch]] = {
     "optimization history": history,
     "importances by fANOVA": lambda view: importances(view, "fANOVA"),
     "importances by PED-ANOVA": lambda view: importances(view, "PED-ANOVA"),

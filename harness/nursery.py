@@ -12,14 +12,6 @@ from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"
-# after the first: what a sqlite store imports when it is opened, and a run and a study at their ends
-IMPORTS = [
-    "harness.engine",
-    "mlflow.store.tracking.sqlalchemy_store",
-    "harness.plots",
-    "harness.figures",
-    "statsmodels.regression.linear_model",
-]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
@@ -32,7 +24,7 @@ def begin() -> None:
     """
     if METHOD == "spawn":
         return
-    multiprocessing.get_context(METHOD).set_forkserver_preload(IMPORTS)
+    multiprocessing.get_context(METHOD).set_forkserver_preload(["harness.born"])
     # one thread is read at import: a process that has started threads should not be forked;
     # the path is what is imported from here, whatever lies in the working directory
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from harness.analysis import Analysis
-from harness.canvas import Drawing
+from harness.drawing import Drawing
 from harness.frames import each
 from harness.study import Study
 from harness.tables import Table, tables

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +87,6 @@ def keep(
     log.tags({"launched": time.time_ns() // 1_000_000})
 
 
-def ready() -> None:
-    """Import what `write` would have to wait for, half a second."""
-    import_module("harness.figures")
-
-
 def write(name: str, launcher: str | None = None, spread: Callable[..., Iterable[Any]] = map) -> Report:
     """Write the report of a study as last launched, from whatever its store has, into its report run.
 
@@ -100,7 +94,7 @@ def write(name: str, launcher: str | None = None, spread: Callable[..., Iterable
     told where to look; `spread` does what `map` does, maybe in other processes. Raises InputError when the store has seen no
     launch.
     """
-    from harness import figures  # see `ready`
+    from harness import figures
     from harness.analysis import analyse
     from harness.origin import origin
     from harness.page import Page

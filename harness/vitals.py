@@ -12,7 +12,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness.canvas import Canvas, Drawing, legend_key, log_ticks, scaled, sheet, words
+from harness.canvas import Canvas, Sketch, legend_key, log_ticks, scaled, sheet, words
 
 HEALTH = {
     "saturated": "saturated outputs, share",
@@ -22,7 +22,7 @@ HEALTH = {
 }
 
 
-def health(canvas: Canvas) -> Drawing | None:
+def health(canvas: Canvas) -> Sketch | None:
     """Health of each hidden layer over epochs."""
     frame = canvas.analysis.health
     frame = frame[frame.variant.isin(canvas.names)]
@@ -65,7 +65,7 @@ def health(canvas: Canvas) -> Drawing | None:
         f"Means over {canvas.counted}, on fixed training samples in eval mode, {', '.join(shown)}. Saturated: outputs where "
         f"the activation's slope is below 0.005; dead: units where it is for all samples.{told}{fewer}{canvas.left_out}"
     )
-    return Drawing("health", "Health of hidden layers", caption, figure)
+    return Sketch("health", "Health of hidden layers", caption, figure)
 
 
 def _health_colours(canvas: Canvas) -> tuple[Mapping[str, Any], Callable[[Figure, Any], None]]:

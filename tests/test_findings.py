@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from harness import findings, landscape, report
 from harness.blocks import Blocks
 from harness.config import RunConfig
 from harness.ranking import rank
+from harness.scene import Scene, TooFew
 from harness.search import run_search
 from harness.space import Search
 from harness.store import Store
@@ -147,8 +149,13 @@ def test_figures_that_trials_are_too_few_for_are_left_out_and_said(written: Mapp
 
 
 def test_figures_of_a_search_have_no_title_of_their_own_below_the_pages(written: Mapping[str, bytes]) -> None:
-    joint, groups, _ = landscape.drawings(Trials.last("fair"))
-    figures = {drawing.name: drawing.figure for drawing in [*joint, *(one for group in groups.values() for one in group)]}
+    trials = Trials.last("fair")
+    sketches = [landscape.best_so_far(trials)]
+    for scene in (Scene.of(trials, row) for row in trials.search.study.rows):
+        for draw in landscape.FIGURES.values():
+            with suppress(TooFew):
+                sketches.append(draw(scene))
+    figures = {sketch.name: sketch.figure for sketch in sketches}
     assert {"optimizer-adam-importances-fanova", "optimizer-adam-slice", "optimizer-adam-contour"} <= set(figures)
     for name, figure in figures.items():
         places: tuple[Literal["left", "center", "right"], ...] = ("left", "center", "right")

@@ -61,6 +61,7 @@ ROWS = (
         "trace",
         "record",
         "histograms",
+        "drawing",
         "plots",
         "journal",
         "outage",
@@ -99,6 +100,7 @@ ROWS = (
         "launch",
         "worker",
         "engine",
+        "born",
         "stacks",
         "origin",
         "tables",
@@ -115,7 +117,7 @@ ROWS = (
 ORDER = [name for row in ROWS for name in row]
 PACKAGES = {"__init__", "components.__init__"}  # no rooms but doors: they import only when asked
 ALONE = {
-    "mlflow": {"store", "loggedmodel", "tracking"},
+    "mlflow": {"store", "loggedmodel", "tracking", "born"},
     "matplotlib": {
         *("plots", "canvas", "forest", "curves", "vitals", "distributions", "interactions", "figures"),  # of a run, of a study
         "landscape",  # of a search
@@ -126,7 +128,7 @@ ALONE = {
     "rich": {"screen"},
     "distributed": {"engine"},
     "optuna": {"proposals", "scene", "landscape"},
-    "statsmodels": {"variance"},
+    "statsmodels": {"variance", "born"},
 }
 
 
@@ -245,6 +247,11 @@ def test_import_of_harness_loads_nothing_heavy() -> None:
     loaded = json.loads(python("import harness, sys, json; print(json.dumps(sorted(sys.modules)))"))
     assert "harness" in loaded
     assert not {"torch", "mlflow", "pandas", "numpy", "matplotlib"} & set(loaded)
+
+
+def test_driver_of_a_study_waits_for_no_import_that_its_workers_draw_with() -> None:
+    code = "import harness.driver, harness.figures, harness.page, sys; print({'matplotlib', 'statsmodels'} & set(sys.modules))"
+    assert python(code) == "set()\n"
 
 
 def test_config_is_made_and_read_back_without_torch() -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from harness import nursery
+from harness import nursery, record
 
 STUDY = """
 name = "tiny"
@@ -63,6 +66,27 @@ def test_an_interrupt_does_not_reach_it(born: psutil.Process) -> None:
     born.send_signal(signal.SIGINT)
     with pytest.raises(psutil.TimeoutExpired):
         born.wait(0.5)
+
+
+def look_about() -> None:
+    """What a worker is: all is imported and found that its first run and a study's end would wait for."""
+    needed = {
+        "mlflow.store.tracking.sqlalchemy_store",
+        "statsmodels.regression.linear_model",
+        "harness.plots",
+        "harness.forest",
+    }
+    assert needed <= set(sys.modules)
+    assert [found.cache_info().currsize for found in (record.code, record.software)] == [1, 1]
+    assert gc.isenabled()
+
+
+@pytest.mark.slow
+def test_a_worker_is_born_with_what_it_needs(born: psutil.Process) -> None:
+    child: BaseProcess = multiprocessing.get_context(nursery.METHOD).Process(target=look_about)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
 
 
 @pytest.mark.slow
