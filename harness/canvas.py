@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from harness.analysis import Analysis
-from harness.conclusions import plural
+from harness.conclusions import part_name, plural
 from harness.drawing import Drawing
 from harness.frames import each
 from harness.histograms import Histograms
@@ -130,8 +130,8 @@ class Canvas:
 
     @property
     def part(self) -> str:
-        """Which data curves are of, beside training's: validation in a study of it, which is to see nothing of the test set."""
-        return "val" if self.analysis.study.metric.startswith("final/val") else "test"
+        """Whose curves are shown beside training's."""
+        return self.analysis.study.shown
 
     @property
     def base(self) -> str:
@@ -189,12 +189,7 @@ def sheet(height: float) -> Figure:
 def words(metric: str) -> str:
     """A metric as people say it: final/test_loss -> test loss, nats."""
     part, _, what = metric.removeprefix("final/").partition("_")
-    return f"{spoken(part)} {UNITS[what]}"
-
-
-def spoken(part: str) -> str:
-    """A part of the data as people say it."""
-    return "validation" if part == "val" else part
+    return f"{part_name(part)} {UNITS[what]}"
 
 
 def legend_key(style: Style, label: str) -> Line2D:

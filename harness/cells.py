@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from harness import chart, report
+from harness.conclusions import part_name
 from harness.ending import fail
 from harness.engine import Came
 from harness.errors import TakenOver
@@ -58,8 +59,6 @@ class Launch:
         self.store, self.study, self.say, self.watch = store, study, say, watch
         self.plans = {plan.cell.name: plan for plan in plans}
         self.edition = named or edition(study, plans)
-        self.part = "val" if study.metric.startswith("final/val") else "test"  # where nothing may be seen of the test set
-        self.shown = "test" if self.part == "test" else "validation"
         self.runs: dict[str, RunLog] = {}  # cell -> its run: settled, or to be trained
         self.left: dict[str, str] = {}  # run id -> cell, of runs that have not ended
         self.twins: dict[str, str] = {}  # cell -> the cell that trains for it
@@ -125,9 +124,8 @@ class Launch:
             else:
                 self.twins[name] = leader
         self._tidy(runs)
-        self.progress = Progress(
-            len(self.plans), len(self.plans) - len(self.left), sum(p.config.epochs for p in todo), part=self.shown
-        )
+        epochs, part = sum(plan.config.epochs for plan in todo), part_name(self.study.shown)
+        self.progress = Progress(len(self.plans), len(self.plans) - len(self.left), epochs, part=part)
         return todo
 
     def lane(self, plan: Plan) -> Lane:
@@ -161,7 +159,7 @@ class Launch:
         """An epoch of a run."""
         if (cell := self.left.get(run_id)) is not None:
             self.progress.passed[cell] = done.epoch
-            self.progress.running[cell] = done.curves[f"{self.part}/loss"]
+            self.progress.running[cell] = done.curves[f"{self.study.shown}/loss"]
             self.watch(self.progress)
 
     def ended(self, work: Work, came: Came) -> None:
@@ -201,7 +199,8 @@ class Launch:
         del self.left[run.info.run_id]
         self.progress.settled += 1
         metrics, diverged = run.data.metrics, run.data.tags.get("diverged")
-        numbers = f"{self.shown} loss {metrics[f'{self.part}/loss']:.4g}  accuracy {metrics[f'{self.part}/accuracy']:.4f}"
+        loss, accuracy = (metrics[f"{self.study.shown}/{what}"] for what in ("loss", "accuracy"))
+        numbers = f"{part_name(self.study.shown)} loss {loss:.4g}  accuracy {accuracy:.4f}"
         self._line(name, f"{numbers}{f'  diverged in {diverged}' if diverged else ''}")
 
     def _failed(self, name: str, why: str) -> None:

@@ -138,5 +138,10 @@ def spoken(study: Study) -> str:
     return study.metric.replace("/", " ").replace("_", " ")
 
 
+def part_name(part: str) -> str:
+    """A part of the data as people say it."""
+    return "validation" if part == "val" else part
+
+
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"

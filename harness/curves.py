@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from harness.canvas import UNITS, Canvas, Sketch, legend_key, scaled, sheet, shortened, spoken
+from harness.canvas import UNITS, Canvas, Sketch, legend_key, scaled, sheet, shortened
+from harness.conclusions import part_name
 
 TRAIN, SHOWN = "--", "-"
 TITLE = 26  # characters of a panel's title, of which four stand side by side
@@ -24,7 +25,7 @@ def curves(canvas: Canvas) -> Sketch | None:
     if not canvas.names or canvas.curves.epoch.max() < 1:
         return None
     figure = _four(canvas) if canvas.few else _many(canvas)
-    shown = spoken(canvas.part)
+    shown = part_name(canvas.part)
     seeds = f"Mean over {canvas.counted}, band from the lowest to the highest, thin lines single seeds"
     what = (
         f"Train is measured while training, {shown} in eval mode at the end of each epoch"
@@ -43,7 +44,7 @@ def _four(canvas: Canvas) -> Figure:
         for name in canvas.names:
             _line(ax, canvas, name, f"{part}/{what}")
         scaled(ax, canvas.curves[f"{part}/{what}"], what)
-        ax.set(title=f"{spoken(part)} {what}", ylabel=UNITS[what])
+        ax.set(title=f"{part_name(part)} {what}", ylabel=UNITS[what])
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
         if what == "accuracy":

@@ -22,7 +22,8 @@ def stability(blocks: Blocks, history: pd.DataFrame) -> pd.DataFrame:
 
     `spread`: standard deviation of the metric over seeds, with its chi-square interval. `fluctuation`: mean absolute change of
     the test loss from epoch to epoch in the second half. `drawdown`: the largest rise of a run's test loss above its lowest
-    until then, of the worst seed. `gap`: final test loss minus final train loss, both in eval mode, mean over seeds.
+    until then, of the worst seed. `gap`: final test loss minus final train loss, both in eval mode, mean over seeds. In a study
+    of validation these three are of the validation loss.
     `epochs_to_target`: median over seeds of the first epoch whose curve of the metric is as good as the base ends on average;
     a run that never is, also one that diverged before, counts as infinity. None is told of a training metric, whose curve is
     measured while training and whose end is not.
@@ -39,10 +40,11 @@ def _stability(blocks: Blocks, name: str, curves: dict[str, pd.DataFrame], targe
     good, ran = cells[cells.outcome.eq("finished")], cells[cells.outcome.isin(["finished", "diverged"])]
     spread = float(good.value.std())
     low, high = std_interval(spread, len(good))
-    losses = [curves[run]["test/loss"].to_numpy(float) for run in good.run_id if run in curves]
+    part = blocks.study.shown
+    losses = [curves[run][f"{part}/loss"].to_numpy(float) for run in good.run_id if run in curves]
     swings = _known([fluctuation(loss) for loss in losses])
     falls = _known([drawdown(loss) for loss in losses])
-    gaps = (good["final/test_loss"] - good["final/train_loss"]).dropna()
+    gaps = (good[f"final/{part}_loss"] - good["final/train_loss"]).dropna()
     curve = blocks.study.metric.removeprefix("final/").replace("_", "/")
     found = [curves[run] for run in ran.run_id if run in curves]
     sign = "<=" if blocks.good < 0 else ">="

@@ -151,7 +151,7 @@ class Study(BaseModel):
             raise refuse("variant name", long[0], f"at most {LONGEST_NAME} characters; design list takes names of your own")
         if repeated := [name for name, count in Counter(row.name for row in self.rows).items() if count > 1]:
             raise InputError(f"{where}: two variants are named {repeated[0]!r}; allowed: different names")
-        if self.metric.startswith("final/val") and not all(row.config.validation for row in self.rows):
+        if self.shown == "val" and not all(row.config.validation for row in self.rows):
             raise InputError(f"{where}: metric {self.metric} needs validation above 0 in every variant")
 
     @cached_property
@@ -207,6 +207,11 @@ class Study(BaseModel):
     def reference(self) -> str:
         """The variant that others are compared with: the first that is the base itself, else the first."""
         return next((row.name for row in self.rows if row.config == self.at_base), self.rows[0].name)
+
+    @property
+    def shown(self) -> str:
+        """Whose curves are shown beside training's: `val` in a study of it, which is to see nothing of the test set."""
+        return "val" if self.metric.startswith("final/val") else "test"
 
     @cached_property
     def at_base(self) -> RunConfig:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis import Analysis
-from harness.conclusions import spoken
+from harness.conclusions import part_name, spoken
 from harness.contrasts import FEWEST_FLIPS, MOST_SEEDS
 from harness.frames import each
 
@@ -107,12 +107,13 @@ def _stability(analysis: Analysis) -> Table:
         ]
         for r in each(frame)
     ]  # fmt: skip
-    target = frame.target.dropna().iloc[0] if len(frame) and frame.target.notna().any() else None
-    reach = target if isinstance(target, str) else f"a test loss of {number(target)} nats" if target is not None else ""
+    part = part_name(analysis.study.shown)
+    reach = next(iter(frame.target.dropna()), "")
+    epochs = f" Epochs to target: median over seeds until {reach}; inf is never." if reach else ""
     note = (
-        "Spread: std over seeds with its 95% interval. Fluctuation: mean change of the test loss from epoch to epoch "
-        "in the second half. Drawdown: its largest rise above its lowest so far. Gap: final test loss less final train loss, "
-        f"both in eval mode.{f' Epochs to target: median over seeds until {reach}; inf is never.' if reach else ''} "
+        f"Spread: std over seeds with its 95% interval. Fluctuation: mean change of the {part} loss from epoch to epoch "
+        "in the second half. Drawdown: its largest rise above its lowest so far. "
+        f"Gap: final {part} loss less final train loss, both in eval mode.{epochs} "
         "Diverged: of the runs that came to an end, with the exact 95% interval of the rate (Clopper-Pearson)."
     )
     heads = ("variant", "n", "spread", "95% interval", "fluctuation", "drawdown", "gap", "epochs to target", "diverged")

@@ -26,6 +26,7 @@ from harness.intervals import half_width, rate_interval, std_interval, t_interva
 from harness.separation import spearman
 from harness.stability import drawdown, fluctuation, median
 from harness.study import Study
+from harness.tables import tables
 from harness.variance import Omnibus
 
 BASE = {"dataset": "mnist_5k"}
@@ -157,6 +158,19 @@ def test_stability_is_as_by_hand() -> None:
     assert (deep.fluctuation, deep.drawdown, deep.epochs_to_target) == (0.0, 0.0, math.inf)
     assert wide.target == "test/loss <= 3, where base ends"
     assert (wide.spread_low, wide.spread_high) == pytest.approx(std_interval(math.sqrt(0.5), 2))
+
+
+def test_stability_in_a_study_of_validation_sees_nothing_of_the_test_set() -> None:
+    study = listed(2, metric="final/val_loss", base={**BASE, "validation": 0.2})
+    numbers = {"base": [2, 4], "wide": [1, 2], "deep": [8, 8]}
+    history = history_of(study, CURVES).rename(columns={"test/loss": "val/loss"})
+    seen, blind = (analyse(study, runs_of(study, numbers), frame) for frame in (history.assign(**{"test/loss": 7.0}), history))
+    wide = row(blind.stability, "wide")
+    assert (wide.fluctuation, wide.drawdown, wide.gap) == pytest.approx((2.0, 2.0, 0.1))
+    pd.testing.assert_frame_equal(seen.stability, blind.stability)
+    (note,) = (table.note for table in tables(blind) if table.title == "Stability of training")
+    assert "validation loss" in note
+    assert "test" not in note
 
 
 def test_a_training_metric_has_no_epochs_to_target() -> None:
