@@ -29,7 +29,7 @@ from harness.study import Study
 from harness.tracking import RunLog
 from harness.training import Stack, evaluate, exact_arithmetic, train
 
-LOOK = 15  # seconds between looks at the memory of workers: each takes 55 ms of a core, 3% of two when taken every second
+LOOK = 15  # seconds between looks at the memory of workers: each takes 55 ms of a core, nearly 3% of two if taken every second
 
 
 @contextmanager
@@ -110,7 +110,8 @@ def _evaluations(config: RunConfig, rounds: int) -> dict[str, float]:
 def matrix(study: Study, dataset: str, data_dir: str, costs: Mapping[str, float]) -> dict[str, Any]:
     """The study from its command line on all cores: wall seconds, what share of them trained, the memory of a worker.
 
-    Workers are forks and share the libraries that they were born with: their memory is counted proportionally (PSS).
+    Workers are forks and share the libraries that they were born with: their memory is counted proportionally (PSS), and
+    seldom, so that a peak between two looks is missed.
     """
     with store():
         command = (sys.executable, "-m", "harness", "study", study.name, "--dataset", dataset, "--data-dir", data_dir)

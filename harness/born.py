@@ -6,18 +6,21 @@ It is the one module that does something by being imported: `forkserver` offers 
 from __future__ import annotations
 
 import gc
+from contextlib import suppress
 
 gc.disable()  # imports make a million objects that stay: to look through them again and again takes a second
 try:
-    # a store imports the first when it is opened, a study the second at its end
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
-    import statsmodels.regression.linear_model  # noqa: F401
-
-    from harness import curves, distributions, engine, forest, interactions, plots, vitals  # noqa: F401
+    from harness import curves, distributions, engine, forest, interactions, plots, vitals  # noqa: F401, I001
     from harness.config import RunConfig
     from harness.record import code, software
     from harness.sources import code_digest
 
-    code(), software(), code_digest(RunConfig())  # each run's record asks for them
+    # a store imports the first when it is opened, a study the second at its end
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+    import statsmodels.regression.linear_model  # noqa: F401
+
+    with suppress(Exception):  # each run's record asks for them; what is wrong with them a run tells
+        code(), software(), code_digest(RunConfig())
 finally:
+    gc.freeze()
     gc.enable()

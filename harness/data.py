@@ -244,19 +244,21 @@ def _read_idx(name: str, source: Source, data_dir: str) -> tuple[dict[str, str],
     return found, (train, test)
 
 
-def _idx(file: memoryview) -> Tensor:
+def _idx(file: bytearray) -> Tensor:
     """An IDX file's numbers in its own shape; torchvision, which reads them too, takes two seconds to be imported."""
     content = np.frombuffer(file, np.uint8)
     start = 4 + 4 * int(content[3])
     return torch.from_numpy(content[start:].reshape(content[4:start].view(">i4")))
 
 
-def _checked(path: Path, wanted: str, name: str) -> memoryview:
+def _checked(path: Path, wanted: str, name: str) -> bytearray:
     """The bytes of a file. Raises DataError with both digests when their SHA-256 is not the wanted one."""
     try:
-        content = np.fromfile(path, np.uint8).data  # which may be written to, as tensors want it
+        content = bytearray(path.read_bytes())  # which may be written to, as tensors want it
     except OSError as error:
         raise DataError(f"dataset={name}: {path} cannot be read: {error.strerror or error}") from None
+    except MemoryError:
+        raise DataError(f"dataset={name}: {path} is larger than the memory that there is, so another file: delete it") from None
     if (found := hashlib.sha256(content).hexdigest()) != wanted:
         raise DataError(
             f"dataset={name}: {path} has SHA-256 {found}, expected {wanted}; it is damaged or another file: "

@@ -29,9 +29,9 @@ def drawings(trials: Trials) -> tuple[list[Drawing], dict[str, list[Drawing]], l
     """The figure of all conditions, those of each, and a line for each that is left out. No figure costs more than itself."""
     joint, groups, left = list[Drawing](), dict[str, list[Drawing]](), list[str]()
 
-    def drawn(what: str, sketch: Callable[[], Sketch]) -> list[Drawing]:
+    def drawn(what: str, draw: Callable[[], Sketch]) -> list[Drawing]:
         try:
-            return [sketch().drawing()]
+            return [draw().drawing()]
         except TooFew as why:
             left.append(f"{what} left out: {why}")
         except Exception as error:

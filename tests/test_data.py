@@ -612,6 +612,12 @@ def test_a_flipped_bit_in_an_archive_or_beside_it_is_refused(file: str, suffix: 
     assert sha256((kmnist / f"{file}{suffix}").read_bytes()) in line
 
 
+def test_a_file_that_the_disk_does_not_give_is_not_called_damaged(kmnist: Path, data_dir: Path) -> None:
+    (kmnist / FILES[3]).unlink()
+    (kmnist / FILES[3]).symlink_to("/proc/self/mem")  # nothing can be read at its beginning
+    assert "cannot be read: Input/output error" in refused("kmnist", data_dir)
+
+
 @pytest.mark.parametrize(
     "missing", [FILES, [f"{file}.gz" for file in FILES], [f"{FILES[0]}.gz"]], ids=["files", "archives", "one"]
 )
@@ -671,6 +677,13 @@ def test_archive_that_would_burst_is_refused_by_its_digest(kmnist: Path, data_di
     line = train(tmp_path, "kmnist", digests=digests)
     assert sha256(content) in line
     assert digests[f"{FILES[0]}.gz"] in line
+
+
+@pytest.mark.slow
+def test_file_that_memory_does_not_hold_is_refused(kmnist: Path, data_dir: Path, tmp_path: Path) -> None:
+    digests = dict(DATASETS["kmnist"].files)
+    os.truncate(kmnist / FILES[3], 3 * 2**30)
+    assert f"{kmnist / FILES[3]} is larger than the memory that there is" in train(tmp_path, "kmnist", digests=digests)
 
 
 @pytest.mark.slow

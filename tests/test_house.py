@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -183,6 +184,16 @@ def test_every_module_has_its_place_on_the_map() -> None:
     assert set(FILES) - PACKAGES == set(ORDER)
 
 
+def test_page_of_the_architecture_has_the_same_map() -> None:
+    rows = re.findall(r"^\| \d \| (.*?) \|", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE)
+    for row, told in zip(ROWS, rows, strict=True):
+        names = []
+        for name in re.findall("`([^`]+)`", told):
+            folder, brace, inside = name.partition("{")
+            names += [folder + part for part in inside.rstrip("}").split(", ")] if brace else [name]
+        assert names == list(row)
+
+
 @pytest.mark.parametrize("name", ORDER)
 def test_module_imports_only_from_lower_layers_or_its_left(name: str) -> None:
     below = set(ORDER[: ORDER.index(name)])
@@ -225,6 +236,10 @@ def test_no_module_is_a_drawer() -> None:
 
 def test_house_is_flat() -> None:
     assert {path.parent.relative_to(HOUSE).as_posix() for path in FILES.values()} == {".", "components"}
+
+
+def test_nothing_imports_what_does_something_by_being_imported() -> None:
+    assert [name for name in FILES if "born" in imports(name)] == []
 
 
 def test_nothing_happens_because_a_module_was_imported() -> None:

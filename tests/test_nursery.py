@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from harness import nursery, record
+from harness import nursery, record, sources
 
 STUDY = """
 name = "tiny"
@@ -77,8 +77,11 @@ def look_about() -> None:
         "harness.forest",
     }
     assert needed <= set(sys.modules)
+    assert {f"harness.{name}" for name in ("engine", "curves", "vitals", "distributions", "interactions")} <= set(sys.modules)
     assert [found.cache_info().currsize for found in (record.code, record.software)] == [1, 1]
+    assert sources._definitions.cache_info().currsize
     assert gc.isenabled()
+    assert gc.get_freeze_count() > 10**5, "what was imported is not looked through again"
 
 
 @pytest.mark.slow
@@ -87,6 +90,24 @@ def test_a_worker_is_born_with_what_it_needs(born: psutil.Process) -> None:
     child.start()
     child.join(60)
     assert child.exitcode == 0
+
+
+@pytest.mark.slow
+def test_a_driver_whose_workers_draw_does_not_wait_for_what_they_draw_with(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(STUDY, encoding="utf-8")
+    code = """
+import atexit, sys
+from harness.cli import run
+atexit.register(lambda: print("it has", {"matplotlib", "statsmodels"} & set(sys.modules)))
+sys.argv[1:] = ["study", "study.toml"]
+run()
+"""
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    environment["PYTHONPATH"] = str(Path(nursery.__file__).resolve().parent.parent)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("it has set()\n")
+    assert len(list(tmp_path.glob("mlruns/*/*/artifacts/plots/verdicts.svg"))) == 1
 
 
 @pytest.mark.slow
