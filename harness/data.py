@@ -258,7 +258,7 @@ def _checked(path: Path, wanted: str, name: str) -> bytearray:
     except OSError as error:
         raise DataError(f"dataset={name}: {path} cannot be read: {error.strerror or error}") from None
     except MemoryError:
-        raise DataError(f"dataset={name}: {path} is larger than the memory that there is, so another file: delete it") from None
+        raise DataError(f"dataset={name}: {path} cannot be read: it takes more memory than there is") from None
     if (found := hashlib.sha256(content).hexdigest()) != wanted:
         raise DataError(
             f"dataset={name}: {path} has SHA-256 {found}, expected {wanted}; it is damaged or another file: "

@@ -93,6 +93,19 @@ def test_a_worker_is_born_with_what_it_needs(born: psutil.Process) -> None:
 
 
 @pytest.mark.slow
+def test_what_is_wrong_with_a_record_leaves_the_birth_of_workers_whole() -> None:
+    code = """
+import gc, sys
+from harness import record
+record.software = lambda: 1 / 0
+import harness.born
+print(gc.isenabled(), "statsmodels.regression.linear_model" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True True\n", "")
+
+
+@pytest.mark.slow
 def test_a_driver_whose_workers_draw_does_not_wait_for_what_they_draw_with(tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(STUDY, encoding="utf-8")
     code = """
