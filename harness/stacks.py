@@ -15,6 +15,7 @@ from harness.training import MAY_DIFFER, sample_counts
 
 MOST_LANES = 16  # wider stacks gain nothing, however small the network
 LAST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")  # "32768K", on Linux
+MOST_ROOM = 16 * 2**20  # bytes: one core has no more of a cache that a hundred share
 # Seconds on one core of an AMD EPYC (AVX2), from the parts of a training step; only their ratios matter for cutting.
 PRODUCTS = 5.6e-11  # a parameter and sample, forward and backward
 UPDATE = 2.0e-10  # a parameter, and as much for each moment of the optimizer
@@ -35,9 +36,12 @@ def seconds(plan: Plan, lanes: int) -> float:
 
 @cache
 def room() -> int:
-    """Bytes that a stack may work on: a sixth of the last-level cache, which workers, and other guests of a machine, share."""
+    """Bytes that a stack may work on: a sixth of the last-level cache, which workers, and other guests of a machine, share.
+
+    A Xeon may say 480 MiB, for all cores of its socket; a sixth of that would cost wide networks a third of their speed.
+    """
     try:
-        return int(LAST_CACHE.read_text().rstrip("K\n")) * 1024 // 6
+        return min(int(LAST_CACHE.read_text().rstrip("K\n")) * 1024 // 6, MOST_ROOM)
     except (OSError, ValueError):
         return 5 * 2**20
 

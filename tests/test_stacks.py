@@ -114,7 +114,11 @@ def test_no_stack_is_wider_than_the_cache_takes(workers: int) -> None:
         assert len(stack) == 1 or len(stack) * weights_and_gradients < room()
 
 
-def test_small_networks_have_more_lanes_than_wide_ones() -> None:
+@pytest.mark.parametrize("cache", ["16384K", "32768K", "491520K"])
+def test_small_networks_have_more_lanes_than_wide_ones(cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (size := tmp_path / "size").write_text(f"{cache}\n")
+    monkeypatch.setattr("harness.stacks.LAST_CACHE", size)
+    monkeypatch.setattr("harness.stacks.room", room.__wrapped__)
     widths = planned(design="factorial", seeds=[0], factors={"hidden_dim": [8, 32, 128, 512, 2048]})
     lanes = [widest(plan) for plan in widths]
     assert lanes == sorted(lanes, reverse=True)
@@ -128,6 +132,8 @@ def test_cache_is_read_from_the_machine_or_assumed(tmp_path: Path, monkeypatch: 
     assert room.__wrapped__() == 5 * 2**20
     size.write_text("12288K\n")
     assert room.__wrapped__() == 2 * 2**20
+    size.write_text("491520K\n")  # of a whole socket
+    assert room.__wrapped__() == 16 * 2**20
 
 
 def test_every_stack_can_train() -> None:
