@@ -38,7 +38,7 @@ def seconds(plan: Plan, lanes: int) -> float:
 def room() -> int:
     """Bytes that a stack may work on: a sixth of the last-level cache, which workers, and other guests of a machine, share.
 
-    A Xeon may say 480 MiB, for all cores of its socket; a sixth of that would cost wide networks a third of their speed.
+    A Xeon may say 480 MiB, for all cores of its socket; a sixth of that would cost wide networks two fifths of their speed.
     """
     try:
         return min(int(LAST_CACHE.read_text().rstrip("K\n")) * 1024 // 6, MOST_ROOM)
