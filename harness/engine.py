@@ -191,7 +191,7 @@ def _started(workers: int) -> LocalCluster:
     nursery.begin()
     for _ in range(2):
         try:
-            return LocalCluster(workers, threads_per_worker=1, memory_limit=0, **quiet)
+            return LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=0, **quiet)
         except RuntimeError as error:
             why = _line(error)
     hint = 'a script must call run_study under if __name__ == "__main__": or with workers=0'

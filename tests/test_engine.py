@@ -15,6 +15,12 @@ def test_without_workers_it_is_done_here_and_in_order() -> None:
         assert hands.spread(lambda item: (item, os.getpid()), "abc") == [(item, os.getpid()) for item in "abc"]
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_as_many_processes_train_as_were_asked_for_however_many_cores_there_are(count: int) -> None:
+    with engine.opened(count, None, []) as hands:
+        assert len(hands._local(count).nthreads()) == count
+
+
 def test_what_is_wrong_with_it_is_heard() -> None:
     with engine.opened(0, None, []) as hands, pytest.raises(ZeroDivisionError):
         hands.spread(lambda item: 1 / item, [1, 0])
