@@ -7,9 +7,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
+
+from harness.errors import InputError, refusal
 
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -35,6 +38,11 @@ def begin() -> None:
     os.environ.update(wanted)
     try:
         forkserver.ensure_running()
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
+        allowed = "a shorter path: workers are called by a socket in it"
+        raise InputError(refusal("TMPDIR", tempfile.gettempdir(), allowed)) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         for name, value in before.items():  # only these: other threads may be reading the rest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,11 @@ from harness.store import Store
 
 # no sandbox, since root has none; nothing that asks the network of its own accord
 CHROMIUM = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update")
+
+# servers of tests are reached by no proxy, and what a shell asks of Python is no part of them
+os.environ.update(dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1,localhost"))
+for asked in ("PYTHONWARNINGS", "PYTHONDEVMODE"):
+    os.environ.pop(asked, None)
 
 settings.register_profile("harness", deadline=None, derandomize=True)
 settings.load_profile("harness")

@@ -284,7 +284,8 @@ def adopted(tmp_path_factory: pytest.TempPathFactory) -> tuple[MlflowClient, str
     """A run as `mlflow run` begins it: raw params logged, its id exported; then the command line, piped."""
     folder = tmp_path_factory.mktemp("adopted")
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    run_id = client.create_run(client.create_experiment("theirs"), run_name="capable-crow-1").info.run_id
+    experiment = client.create_experiment("theirs", f"file://{folder}/mlruns")
+    run_id = client.create_run(experiment, run_name="capable-crow-1").info.run_id
     for key, value in {"lr": "1e-2", "hidden_dim": "6", "act": "relu"}.items():
         client.log_param(run_id, key, value)
     env = {"MLFLOW_RUN_ID": run_id, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}

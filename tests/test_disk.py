@@ -40,7 +40,9 @@ class Disk:
         self.folder = folder
         self.holder = subprocess.Popen(["unshare", "-rm", "sh", "-c", mounted], stdout=subprocess.PIPE, text=True)
         assert self.holder.stdout
-        assert self.holder.stdout.readline() == "ready\n", "this test needs unprivileged user namespaces"
+        if self.holder.stdout.readline() != "ready\n":
+            self.holder.communicate()
+            pytest.fail("this test needs unprivileged user namespaces; CONTRIBUTING.md says where they may be missing")
 
     @property
     def path(self) -> Path:

@@ -133,7 +133,7 @@ class World:
             for path in sorted(self.root.rglob("*"))
         }
         elsewhere = [Path(place, MARK).expanduser() for place in ("/tmp", "/etc", "~root")]
-        return {**found, **{str(place): str(place.exists()) for place in elsewhere}}
+        return {**found, **{str(place): str(os.path.exists(place)) for place in elsewhere}}
 
     def run(self, command: Sequence[str], timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

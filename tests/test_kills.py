@@ -22,6 +22,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from distributed import Client
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -685,7 +686,8 @@ def test_cluster_whose_worker_has_other_code_is_refused(tmp_path: Path, cluster:
     place = Place(tmp_path / "study")
     cluster.worker(PYTHONPATH=str(ROOT))
     cluster.worker(PYTHONPATH=str(tmp_path / "other"))
-    time.sleep(8)  # both are there
+    with Client(cluster.address, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)
     drivers.append(driver := Driver(place, "--scheduler", cluster.address))
     refused(place, driver, "other code")
 

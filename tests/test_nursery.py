@@ -54,6 +54,20 @@ def test_it_leaves_environment_and_signals_of_its_caller(monkeypatch: pytest.Mon
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
+def test_a_temporary_folder_whose_path_is_too_long_for_its_socket_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    (long := tmp_path / ("x" * 100)).mkdir()
+    (work := tmp_path / "work").mkdir()
+    (work / "tiny.toml").write_text(STUDY, encoding="utf-8")
+    command = [sys.executable, "-m", "harness", "study", "tiny.toml"]
+    env = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    done = subprocess.run(command, cwd=work, env={**env, "TMPDIR": str(long)}, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("harness: error: TMPDIR=")
+    assert "allowed: a shorter path" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in work.iterdir()] == ["tiny.toml"]
+
+
 def test_it_is_started_once_and_ended_for_good(born: psutil.Process) -> None:
     nursery.begin()
     assert born.is_running()

@@ -42,5 +42,5 @@ def test_three_lanes_take_less_than_twice_the_time_of_their_arithmetic(ratios: d
     assert ratios[LIMIT] > 0.5  # 0.8
 
 
-def test_a_run_beside_others_is_faster_than_alone(ratios: dict[str, float]) -> None:
-    assert ratios[ONE] > 1.05  # 1.3
+def test_a_run_beside_others_is_no_slower_than_alone(ratios: dict[str, float]) -> None:
+    assert ratios[ONE] > 0.9  # 1.3 when written, on AMD; 1.06 to 1.1 on Intel with AVX-512
