@@ -5,11 +5,11 @@ It is the one module that does something by being imported: `forkserver` offers 
 
 from __future__ import annotations
 
-import gc
 from contextlib import suppress
 
-gc.disable()  # imports make a million objects that stay: to look through them again and again takes a second
-try:
+from harness.imports import uncollected
+
+with uncollected():
     from harness import curves, distributions, engine, forest, interactions, plots, vitals  # noqa: F401, I001
     from harness.config import RunConfig
     from harness.record import code, software
@@ -21,6 +21,3 @@ try:
 
     with suppress(Exception):  # each run's record asks for them; what is wrong with them a run tells
         code(), software(), code_digest(RunConfig())
-finally:
-    gc.freeze()
-    gc.enable()

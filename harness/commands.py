@@ -13,6 +13,7 @@ import click
 from harness import nursery, options, space
 from harness.config import FIELDS, RunConfig
 from harness.errors import InputError, refusal
+from harness.imports import uncollected
 from harness.numerics import choose
 from harness.screen import EpochLines, StudyLines, conclusions, ending, found, say, verdict
 from harness.sequential import MOST_SEEDS, looks
@@ -46,7 +47,8 @@ def train(resume: str | None, no_health: bool, profile: str | None, numerics: st
     else:
         config = RunConfig(**asked)
         config.layers()  # a wrong layer list is found before two seconds of imports
-    from harness import launch, profiling
+    with uncollected():
+        from harness import launch, profiling
 
     with EpochLines() as lines:
         profiled = profiling.OneEpoch(Path(profile), lines.say) if profile is not None else lambda done: None
@@ -96,7 +98,8 @@ def study(study: str, dry_run: bool, workers: str, scheduler: str | None, numeri
     launcher = None if dry_run else os.environ.pop("MLFLOW_RUN_ID", None)
     if processes != 0 and not dry_run and scheduler is None:
         nursery.begin()  # it imports while this process does
-    from harness import driver, outlook
+    with uncollected():
+        from harness import driver, outlook
 
     if dry_run:
         say(outlook.preview(wanted, processes, scheduler, given["share"], say))
@@ -153,7 +156,8 @@ def search(study: str, trials: str, workers: str, scheduler: str | None, numeric
     launcher = os.environ.pop("MLFLOW_RUN_ID", None)
     if processes != 0 and scheduler is None:
         nursery.begin()
-    from harness.search import run_search
+    with uncollected():
+        from harness.search import run_search
 
     with StudyLines() as lines:
         result = run_search(
@@ -290,7 +294,8 @@ def verify(run_id: str | None, study: str | None, sample: str, tolerance: bool, 
     if study is not None and tolerance:
         raise InputError("--tolerance goes with a RUN_ID: a sample counts runs of the same bits")
     os.environ.pop("MLFLOW_RUN_ID", None)  # `mlflow run -e verify` has made one; MLflow would read it as the run to work on
-    from harness import verification
+    with uncollected():
+        from harness import verification
 
     if study is not None:
         verdicts = verification.sample(_named(study), count, data_dir=data_dir, say=say)

@@ -35,6 +35,7 @@ ROWS = (
         "survey",
         "progress",
         "interrupts",
+        "imports",
         "nursery",
         "chart",
     ),

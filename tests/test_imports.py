@@ -1,0 +1,53 @@
+"""No garbage is collected while libraries are imported, and all of it afterwards."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.imports import uncollected
+
+
+def test_what_was_made_meanwhile_is_not_looked_through_again() -> None:
+    with uncollected():
+        assert not gc.isenabled()
+        kept: list[list[int]] = [[] for _ in range(1000)]
+    try:
+        assert gc.isenabled()
+        assert gc.get_freeze_count() >= len(kept)
+    finally:
+        gc.unfreeze()
+
+
+def test_an_import_that_fails_leaves_collection_as_it_was() -> None:
+    with pytest.raises(ImportError), uncollected():
+        raise ImportError
+    assert gc.isenabled()
+    gc.unfreeze()
+
+
+COMMANDS = {
+    "harness.profiling": ("train", "--epochs", "1", "--max-batches", "1"),
+    "harness.outlook": ("study", "matrix", "--dry-run"),
+}
+
+
+@pytest.mark.parametrize("last", COMMANDS)
+def test_a_command_collects_none_between_its_first_import_and_its_last_but_later(last: str, tmp_path: Path) -> None:
+    code = f"""
+import atexit, gc, sys
+from harness.cli import run
+
+collected = []
+gc.callbacks.append(lambda phase, info: collected.append("torch" in sys.modules and "{last}" not in sys.modules))
+atexit.register(lambda: print("while importing", sum(collected), "on", gc.isenabled(), "kept", gc.get_freeze_count() > 10**5))
+run()
+"""
+    words = (*COMMANDS[last], "--dataset", "mnist_5k")
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "while importing 0 on True kept True" in done.stdout
