@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
@@ -17,6 +18,7 @@ from harness.results import EpochRecord
 
 Write = Callable[[Path], object]
 ROW, HEAD = 3.3, 0.42  # inches: of a row of axes, and of the title of one
+BELOW = 0.28  # inches: from an axis to the label below its ticks
 TICKS = 5  # steps of a linear axis at most: each tick takes as long to draw as a curve
 # Okabe & Ito 2008: told apart by colour-blind readers; line styles tell them apart in grey
 STYLES = {"train": ("#0072B2", "-", "o"), "val": ("#E69F00", ":", "^"), "test": ("#D55E00", "--", "s")}
@@ -33,7 +35,7 @@ def history(records: Sequence[EpochRecord], title: str) -> Write:
                 epochs, values = zip(*points, strict=True)
                 label = "validation" if part == "val" else part
                 ax.plot(epochs, values, color=colour, linestyle=line, marker=marker, markersize=4, label=label)
-        ax.set(xlabel="epoch", ylabel=f"{what} ({unit})")
+        _label(figure, ax, "epoch", f"{what} ({unit})")
         ax.locator_params(nbins=TICKS)
         ax.locator_params("x", integer=True)
         ax.grid(alpha=0.3)
@@ -59,9 +61,15 @@ def activations(outputs: Mapping[str, Histogram], title: str) -> Write:
         ax.stairs(after, found.edges, color="#0072B2", linewidth=1.5, label="after training")
         ax.locator_params(nbins=TICKS)
         ax.set_title(layer, y=1)  # left to matplotlib it is measured against all ticks first
-        ax.set(xlabel="output of the layer", ylabel="share of outputs, a bin")
+        _label(figure, ax, "output of the layer", "share of outputs, a bin")
         ax.legend(framealpha=0.8, edgecolor="none")
     return _png(figure)
+
+
+def _label(figure: Figure, ax: Axes, x: str, y: str) -> None:
+    """Label both axes. How far below all ticks lie is known; left to matplotlib they are measured, and more than once."""
+    ax.set(xlabel=x, ylabel=y)
+    ax.xaxis.set_label_coords(0.5, -BELOW / (ax.get_position().height * figure.get_figheight()))
 
 
 def _png(figure: Figure) -> Write:
@@ -76,7 +84,7 @@ def _page(title: str, rows: int, head: float) -> Figure:
     """
     lines = textwrap.wrap(title, 90)
     height = ROW * rows + head - HEAD + 0.2 * len(lines)
-    figure = Figure(figsize=(9, height), dpi=150)
+    figure = Figure(figsize=(9, height), dpi=100)
     figure.subplots_adjust(
         left=0.85 / 9, right=1 - 0.15 / 9, bottom=0.5 / height, top=1 - (head + 0.2 * len(lines)) / height,
         wspace=0.25, hspace=0.9 / (ROW - 0.9),

@@ -82,3 +82,20 @@ def test_title_of_a_run_lies_in_the_picture_and_above_all_axes(what: str, title:
     assert box.y1 <= figure.bbox.height
     below = [*figure.axes, *(ax.title for ax in figure.axes if ax.get_title())]
     assert not any(box.overlaps(part.get_window_extent()) for part in below)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-4, 1.0, 1e4, 1e9])
+@pytest.mark.parametrize("rise", [1e-5, 1e-3, 0.5])
+def test_labels_of_axes_lie_in_the_picture_and_on_nothing_else(scale: float, rise: float) -> None:
+    curves = [{"train/loss": scale / (at + 1) ** 2, "train/accuracy": 0.1 + rise * at / 10} for at in range(11)]
+    values = scale * np.random.default_rng(0).normal(size=(2, 5000)).astype(np.float32)
+    histograms = {name: Histogram.of(*values) for name in ("linear1", "act1", "linear2")}
+    records = [EpochRecord(at, some, 0) for at, some in enumerate(curves)]
+    for figure in (drawn(plots.history(records, "a run")), drawn(plots.activations(histograms, "a run"))):
+        labels = [axis.label.get_window_extent() for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]
+        ticks = [text.get_window_extent() for ax in figure.axes for text in (*ax.get_xticklabels(), *ax.get_yticklabels())]
+        for label in labels:
+            assert 0 <= label.x0 < label.x1 <= figure.bbox.width
+            assert 0 <= label.y0 < label.y1 <= figure.bbox.height
+            assert not label.count_overlaps([*ticks, *(ax.get_window_extent() for ax in figure.axes)])
+            assert label.count_overlaps(labels) == 1, "itself"
