@@ -51,7 +51,7 @@ def main() -> None:
     if not asked.only:
         found["step"] = steps
         found["around"] = around.costs(asked.rounds, asked.data_dir, data.name)
-        found["matrix"] = around.matrix(Study.read("matrix"), data.name, asked.data_dir, found["around"])
+        found["matrix"] = around.matrix(Study.read("matrix"), data.name, asked.data_dir)
     asked.output.with_suffix(".json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     text = "\n".join(table(found, field, times))
     asked.output.with_suffix(".md").write_text(text + "\n", encoding="utf-8")

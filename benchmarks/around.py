@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -22,7 +23,9 @@ from benchmarks.contest import timed
 from harness.architecture import as_module
 from harness.config import RunConfig
 from harness.frames import history
+from harness.launched import Launched
 from harness.plan import prepare
+from harness.record import VOLATILE
 from harness.recorder import Recorder
 from harness.store import Store
 from harness.study import Study
@@ -107,9 +110,10 @@ def _evaluations(config: RunConfig, rounds: int) -> dict[str, float]:
         }
 
 
-def matrix(study: Study, dataset: str, data_dir: str, costs: Mapping[str, float]) -> dict[str, Any]:
+def matrix(study: Study, dataset: str, data_dir: str) -> dict[str, Any]:
     """The study from its command line on all cores: wall seconds, what share of them trained, the memory of a worker.
 
+    Steps and evaluation are as each run has timed them, in the company of the other worker and of what lies between them.
     Workers are forks and share the libraries that they were born with: their memory is counted proportionally (PSS), and
     seldom, so that a peak between two looks is missed.
     """
@@ -126,12 +130,14 @@ def matrix(study: Study, dataset: str, data_dir: str, costs: Mapping[str, float]
         seconds = time.perf_counter() - began
         if driver.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {driver.returncode}")
-        epochs = history(study.name)
-        runs = epochs["run_id"].nunique()
+        launched = Launched.last(study.name)
+        epochs = history(launched)
+        records = launched.parsed("record.json", epochs["run_id"], json.loads)
     core_seconds = {
         "training steps": float(epochs["time/epoch_seconds"].sum()),
-        "evaluation, by its costs above": len(epochs) * costs[TEST] + runs * costs[TRAIN],
+        "evaluation and health probes": sum(record[VOLATILE]["evaluation_seconds"] for record in records.values()),
     }
     shares = {name: spent / (seconds * CPU_COUNT) for name, spent in core_seconds.items()}
     shares["all else: imports, store, logging, checkpoints, figures, scheduling, idle cores"] = 1 - sum(shares.values())
-    return {"seconds": seconds, "workers": CPU_COUNT, "runs": runs, "shares": shares, "largest_worker_mib": largest / 2**20}
+    mib = largest / 2**20
+    return {"seconds": seconds, "workers": CPU_COUNT, "runs": len(records), "shares": shares, "largest_worker_mib": mib}

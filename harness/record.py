@@ -111,8 +111,10 @@ def arithmetic() -> dict[str, Any]:
     }
 
 
-def as_json(config: RunConfig, data: Data, under: Mapping[str, Any], traced: Mapping[str, Any], clock: Clock) -> str:
-    """The text of `record.json`: keys sorted, no number that JSON does not know."""
+def as_json(
+    config: RunConfig, data: Data, under: Mapping[str, Any], traced: Mapping[str, Any], clock: Clock, evaluation: float
+) -> str:
+    """The text of `record.json`: keys sorted, no number that JSON does not know. `evaluation` is in seconds."""
     content = {
         "schema": SCHEMA,
         "config": config.model_dump(mode="json"),
@@ -120,7 +122,7 @@ def as_json(config: RunConfig, data: Data, under: Mapping[str, Any], traced: Map
         "data": {"name": data.name, "digest": data.digest, "files": dict(data.files)},
         **under,
         "trace": dict(traced),
-        VOLATILE: _volatile(clock),
+        VOLATILE: {**_volatile(clock), "evaluation_seconds": round(evaluation, 3)},
     }
     return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
 

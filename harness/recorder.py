@@ -155,7 +155,7 @@ class Recorder:
         if pruned is None:
             log.metrics(final, end.epoch)
         log.text("history.csv", history_csv(history))
-        self._record()
+        self._record(stack.evaluation[lane])
         self._figures(stack, lane)
         result = RunResult(
             run_id=log.id,
@@ -189,10 +189,10 @@ class Recorder:
     def _beginnings(self) -> Mapping[str, Any]:
         return trace.beginnings(self.plan.arch, self.plan.config, self.plan.data)
 
-    def _record(self) -> None:
+    def _record(self, evaluation: float = 0.0) -> None:
         """Write `record.json` as of now: whole when the run ends, and already there should it not."""
         plan, traced = self.plan, trace.whole(self._beginnings, self.history)
-        text = record.as_json(plan.config, plan.data, record.surroundings(plan.config), traced, self.clock)
+        text = record.as_json(plan.config, plan.data, record.surroundings(plan.config), traced, self.clock, evaluation)
         self.log.text("record.json", text)
 
     def _figures(self, stack: Stack, lane: int) -> None:

@@ -81,6 +81,7 @@ class Stack:
     start: dict[int, Mapping[str, float]] = field(default_factory=dict)  # of each lane: its curves at epoch 0
     probed: dict[int, Tensor] = field(default_factory=dict)  # of each lane: rows of its probe batch
     diverged: set[int] = field(default_factory=set)
+    evaluation: dict[int, float] = field(default_factory=dict)  # of each lane: seconds spent on what its losses and health are
     lanes: list[Network] = field(default_factory=list)  # each lane as a network of its own
 
     @classmethod
@@ -235,8 +236,9 @@ def train(stack: Stack, probe: bool = True) -> Iterator[EpochRecord]:
         yield from (measured(stack, lane, probe) for lane in range(lanes))
     while stack.epoch < config.epochs and len(stack.diverged) < lanes:
         stack.epoch += 1
+        start = time.perf_counter()
         stack.reseed_dropout()
-        batches, start = stack.batches(), time.perf_counter()
+        batches = stack.batches()
         for batch in batches:
             step(stack, batch)
         means = [batches.curves(lane) for lane in range(lanes)]
@@ -263,10 +265,11 @@ def measured(
 ) -> EpochRecord:
     """A lane's record of this epoch: what training saw, validation and test in eval mode, and the health of its layers."""
     curves = dict(trained)
-    if len(stack.held_out[lane]):
-        curves |= evaluate(stack, lane, "val")
-    curves |= evaluate(stack, lane, "test")
-    health_of = health.measure(stack.lanes[lane], *stack.probe(lane)) if probe else {}
+    with _timed(stack, lane):
+        if len(stack.held_out[lane]):
+            curves |= evaluate(stack, lane, "val")
+        curves |= evaluate(stack, lane, "test")
+        health_of = health.measure(stack.lanes[lane], *stack.probe(lane)) if probe else {}
     start = stack.start.setdefault(lane, curves)
     diverged = stack.epoch > 0 and has_diverged(curves, start, stack.data.num_classes)
     return EpochRecord(stack.epoch, curves, lane, health_of, seconds, diverged)
@@ -274,7 +277,16 @@ def measured(
 
 def finals(stack: Stack, lane: int, end: EpochRecord) -> dict[str, float]:
     """A lane's curves after its last epoch, all of them in eval mode, the training loss too."""
-    return {**end.curves, **evaluate(stack, lane, "train")}
+    with _timed(stack, lane):
+        return {**end.curves, **evaluate(stack, lane, "train")}
+
+
+@contextmanager
+def _timed(stack: Stack, lane: int) -> Iterator[None]:
+    """Count this as evaluation of a lane."""
+    start = time.perf_counter()
+    yield
+    stack.evaluation[lane] = stack.evaluation.get(lane, 0.0) + time.perf_counter() - start
 
 
 def evaluate(stack: Stack, lane: int, part: str) -> dict[str, float]:
