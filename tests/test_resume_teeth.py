@@ -294,6 +294,7 @@ KEPT = {
         "start": "start curves",
         "probed": "of the config",
         "diverged": "said by the last record",
+        "evaluation": "of the process",
         "lanes": "views of network",
     },
     Network: {
