@@ -133,6 +133,8 @@ def matrix(study: Study, dataset: str, data_dir: str) -> dict[str, Any]:
         launched = Launched.last(study.name)
         epochs = history(launched)
         records = launched.parsed("record.json", epochs["run_id"], json.loads)
+        if missing := set(epochs["run_id"]) - set(records):
+            raise RuntimeError(f"no record of {sorted(missing)}")
     core_seconds = {
         "training steps": float(epochs["time/epoch_seconds"].sum()),
         "evaluation and health probes": sum(record[VOLATILE]["evaluation_seconds"] for record in records.values()),

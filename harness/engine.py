@@ -34,7 +34,6 @@ from harness.worker import Tell, Work, work
 
 ANSWER = 10  # seconds within which a scheduler, and one of its workers, must have answered
 PARTING = 0.2  # seconds that a worker has for its last words
-RARELY = 10_000  # objects made since the last collection of garbage, for the next one
 SILENCE = 30  # seconds without a sign of life after which a worker of this machine, stopped say, is killed and replaced
 QUIET = {  # what Dask looks at many times a second, in the driver and in each worker: 3% of a study's time
     "distributed.worker.profile.enabled": False,
@@ -206,7 +205,6 @@ class Newborn(WorkerPlugin):
         """A terminal sends Ctrl-C to all of its processes; that it ends a study is for the driver to see to."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         gc.freeze()  # to look through what was imported writes to every page of it, which forks share until then
-        gc.set_threshold(RARELY)  # a figure is thousands of objects that go by themselves
 
 
 class Broken(Exception):

@@ -37,7 +37,7 @@ def _drawn(analysis: Analysis, seen: Mapping[str, Histograms], name: str) -> Dra
     """A figure, or why it cannot be drawn; nothing where there is no data for it."""
     try:
         # a second of imports, for which those who have others draw need not wait
-        from matplotlib import rc_context
+        from matplotlib import rc_context, style
 
         from harness import canvas, curves, distributions, forest, interactions, vitals
 
@@ -48,7 +48,7 @@ def _drawn(analysis: Analysis, seen: Mapping[str, Histograms], name: str) -> Dra
             "distributions": distributions.distributions,
             "interactions": interactions.interactions,
         }[name]
-        with rc_context(canvas.FONT):
+        with style.context("default"), rc_context(canvas.FONT):  # whatever the reader has set
             sketch = draw(canvas.Canvas.of(analysis, seen))
             return sketch.drawing() if sketch else ""
     except Exception as error:

@@ -25,6 +25,7 @@ COLUMNS = 4  # of panels in a row
 MOST_CONTOURS = 4  # parameters that a square of panels can hold
 
 
+@style.context("default")  # whatever the reader has set
 def drawings(trials: Trials) -> tuple[list[Drawing], dict[str, list[Drawing]], list[str]]:
     """The figure of all conditions, those of each, and a line for each that is left out. No figure costs more than itself."""
     joint, groups, left = list[Drawing](), dict[str, list[Drawing]](), list[str]()

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -24,6 +25,7 @@ TICKS = 5  # steps of a linear axis at most: each tick takes as long to draw as 
 STYLES = {"train": ("#0072B2", "-", "o"), "val": ("#E69F00", ":", "^"), "test": ("#D55E00", "--", "s")}
 
 
+@style.context("default")  # whatever the reader has set: a figure is the run's alone
 def history(records: Sequence[EpochRecord], title: str) -> Write:
     """Loss (log scale) and accuracy over epochs, one line for each of train, validation and test."""
     figure = _page(title, rows=1, head=0.15)
@@ -49,6 +51,7 @@ def history(records: Sequence[EpochRecord], title: str) -> Write:
     return _png(figure)
 
 
+@style.context("default")
 def activations(outputs: Mapping[str, Histogram], title: str) -> Write:
     """Histograms of each hidden layer's outputs on the probe batch, before and after training."""
     columns = min(max(len(outputs), 1), 2)
@@ -74,7 +77,8 @@ def _label(figure: Figure, ax: Axes, x: str, y: str) -> None:
 
 def _png(figure: Figure) -> Write:
     """How to write a figure: `savefig` would draw it twice, and to press it harder takes longer than it saves."""
-    return partial(FigureCanvasAgg(figure).print_png, pil_kwargs={"compress_level": 1})
+    write = style.context("default")(FigureCanvasAgg(figure).print_png)  # which makes ticks
+    return partial(write, pil_kwargs={"compress_level": 1})
 
 
 def _page(title: str, rows: int, head: float) -> Figure:

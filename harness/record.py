@@ -112,9 +112,14 @@ def arithmetic() -> dict[str, Any]:
 
 
 def as_json(
-    config: RunConfig, data: Data, under: Mapping[str, Any], traced: Mapping[str, Any], clock: Clock, evaluation: float
+    config: RunConfig,
+    data: Data,
+    under: Mapping[str, Any],
+    traced: Mapping[str, Any],
+    clock: Clock,
+    evaluation: float | None = None,
 ) -> str:
-    """The text of `record.json`: keys sorted, no number that JSON does not know. `evaluation` is in seconds."""
+    """The text of `record.json`: keys sorted, no number that JSON does not know. `evaluation`: its seconds, once it ends."""
     content = {
         "schema": SCHEMA,
         "config": config.model_dump(mode="json"),
@@ -122,7 +127,7 @@ def as_json(
         "data": {"name": data.name, "digest": data.digest, "files": dict(data.files)},
         **under,
         "trace": dict(traced),
-        VOLATILE: {**_volatile(clock), "evaluation_seconds": round(evaluation, 3)},
+        VOLATILE: _volatile(clock) | ({} if evaluation is None else {"evaluation_seconds": round(evaluation, 3)}),
     }
     return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
 

@@ -189,7 +189,7 @@ class Recorder:
     def _beginnings(self) -> Mapping[str, Any]:
         return trace.beginnings(self.plan.arch, self.plan.config, self.plan.data)
 
-    def _record(self, evaluation: float = 0.0) -> None:
+    def _record(self, evaluation: float | None = None) -> None:
         """Write `record.json` as of now: whole when the run ends, and already there should it not."""
         plan, traced = self.plan, trace.whole(self._beginnings, self.history)
         text = record.as_json(plan.config, plan.data, record.surroundings(plan.config), traced, self.clock, evaluation)

@@ -15,6 +15,7 @@ from filelock import Timeout
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run, RunTag
 from mlflow.exceptions import MlflowException
+from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
 from harness import chart, outage, storefile
@@ -68,7 +69,7 @@ class Store:
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every second try
         with refused(self.uri), storefile.alone(self.file), outage.told(outage.IMPATIENT):
             if self.file:
-                storefile.make(self.file, lambda new: MlflowClient(new).search_experiments(max_results=1))
+                storefile.make(self.file, _filled)
             self.client = MlflowClient(self.uri)
             self.client.search_experiments(max_results=1)
 
@@ -232,6 +233,17 @@ def in_one_line(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
         raise WriteError(f"store {uri} cannot be written: {first_line(error)}") from error
+
+
+def _filled(uri: str) -> None:
+    """Have MLflow make its tables in a new sqlite file. None of its hundreds of steps waits for the disk."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # half a second that a server need not wait for
+
+    engine = SqlAlchemyStore._get_or_create_engine(uri)  # the one that the client will use, and nobody else's
+    event.listen(engine, "connect", lambda connection, record: connection.execute("PRAGMA synchronous=OFF"))
+    engine.dispose()  # it has tried a connection already
+    MlflowClient(uri).search_experiments(max_results=1)
+    engine.dispose()  # none of them is left, for the file is to get another name
 
 
 def _unknown(run_id: str, where: str) -> InputError:

@@ -8,17 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from filelock import FileLock
-from sqlalchemy import event
-from sqlalchemy.engine import Engine
 
 from harness.errors import StoreError, first_line
 
 SQLITE = "sqlite:///"
-MAIN = "SELECT file FROM pragma_database_list WHERE name = 'main'"  # of a connection
 
 
 def path_of(uri: str) -> Path | None:
@@ -72,34 +68,18 @@ def alone(path: Path | None) -> Iterator[None]:
 def make(path: Path, fill: Callable[[str], object]) -> None:
     """Have `fill` make a file that is not there, by another URI beside its place: one half made can never be used again.
 
-    So it need not be safe before it is whole: of hundreds of small steps none waits for the disk, but their end does.
+    It is on the disk before it has its name, so `fill` need not wait for that at each step.
     Raises sqlite3.Error at once where it cannot be written; MLflow would try for two minutes.
     """
     for left in path.parent.glob(f".{path.name}.new*"):  # by a process that was killed
         left.unlink()
     if not path.exists():
         (new := path.with_name(f".{path.name}.new")).touch()
-        with _hasty(new):
-            fill(f"{SQLITE}{new}")
+        fill(f"{SQLITE}{new}")
         with new.open("rb+") as file:
             os.fsync(file)
         new.replace(path)
     knock(path, 30)
-
-
-@contextmanager
-def _hasty(path: Path) -> Iterator[None]:
-    """SQLAlchemy's connections to this file leave it to the system when to write what to the disk."""
-
-    def connected(connection: Any, record: object) -> None:
-        if isinstance(connection, sqlite3.Connection) and Path(connection.execute(MAIN).fetchone()[0]) == path.resolve():
-            connection.execute("PRAGMA synchronous=OFF")
-
-    event.listen(Engine, "connect", connected)
-    try:
-        yield
-    finally:
-        event.remove(Engine, "connect", connected)
 
 
 def knock(path: Path, seconds: float) -> None:

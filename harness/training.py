@@ -81,7 +81,7 @@ class Stack:
     start: dict[int, Mapping[str, float]] = field(default_factory=dict)  # of each lane: its curves at epoch 0
     probed: dict[int, Tensor] = field(default_factory=dict)  # of each lane: rows of its probe batch
     diverged: set[int] = field(default_factory=set)
-    evaluation: dict[int, float] = field(default_factory=dict)  # of each lane: seconds spent on what its losses and health are
+    evaluation: dict[int, float] = field(default_factory=dict)  # of each lane: seconds spent on it here
     lanes: list[Network] = field(default_factory=list)  # each lane as a network of its own
 
     @classmethod
@@ -236,9 +236,8 @@ def train(stack: Stack, probe: bool = True) -> Iterator[EpochRecord]:
         yield from (measured(stack, lane, probe) for lane in range(lanes))
     while stack.epoch < config.epochs and len(stack.diverged) < lanes:
         stack.epoch += 1
-        start = time.perf_counter()
         stack.reseed_dropout()
-        batches = stack.batches()
+        batches, start = stack.batches(), time.perf_counter()
         for batch in batches:
             step(stack, batch)
         means = [batches.curves(lane) for lane in range(lanes)]

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -24,6 +25,12 @@ for asked in ("PYTHONWARNINGS", "PYTHONDEVMODE"):
 
 settings.register_profile("harness", deadline=None, derandomize=True)
 settings.load_profile("harness")
+
+
+@pytest.fixture
+def liked() -> dict[str, Any]:
+    """How somebody may like figures, in a `matplotlibrc`."""
+    return {"font.size": 21, "axes.facecolor": "black", "lines.linewidth": 7, "axes.grid": True, "figure.facecolor": "red"}
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 
@@ -19,9 +18,7 @@ def test_without_workers_it_is_done_here_and_in_order() -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_as_many_processes_train_as_were_asked_for_however_many_cores_there_are(count: int) -> None:
     with engine.opened(count, None, []) as hands:
-        client = hands._local(count)
-        assert len(client.nthreads()) == count
-        assert {found[0] for found in client.run(gc.get_threshold).values()} == {engine.RARELY}
+        assert len(hands._local(count).nthreads()) == count
 
 
 def test_what_is_wrong_with_it_is_heard() -> None:

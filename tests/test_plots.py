@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.axis import Axis
@@ -16,7 +18,7 @@ from harness.results import EpochRecord
 
 def drawn(write: Any) -> Figure:
     """The figure behind what writes it."""
-    figure: Figure = write.func.__self__.figure
+    figure: Figure = write.func.__wrapped__.__self__.figure
     figure.canvas.draw()
     return figure
 
@@ -41,6 +43,20 @@ def outputs(*layers: str) -> dict[str, Histogram]:
 def ticks(axis: Axis) -> list[float]:
     low, high = axis.get_view_interval()
     return [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
+
+
+def test_figures_of_a_run_are_the_same_whatever_style_somebody_likes(liked: dict[str, Any], tmp_path: Path) -> None:
+    def written(name: str) -> list[bytes]:
+        found = []
+        for write in (plots.history(trained(3), "a run"), plots.activations(outputs("linear1", "act1"), "a run")):
+            write(tmp_path / name)
+            found.append((tmp_path / name).read_bytes())
+        return found
+
+    plain = written("plain.png")
+    with matplotlib.rc_context(liked):
+        assert written("styled.png") == plain
+        assert matplotlib.rcParams["font.size"] == liked["font.size"], "and theirs is left to them"
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 6, 10, 37, 100])

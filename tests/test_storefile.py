@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy.engine import Engine
 
 from harness import storefile
 from harness.store import Store
@@ -14,40 +16,61 @@ from harness.store import Store
 LEFT_TO_THE_SYSTEM, SAFE = 0, 2  # of sqlite's `synchronous`: what waits for the disk
 
 
-def synchronous(uri: str) -> Any:
-    with create_engine(uri).connect() as connection:
-        return connection.execute(text("PRAGMA synchronous")).scalar()
+@pytest.fixture
+def commits() -> Any:
+    """Of each commit of this process, from here on: the file, and what it waits for."""
+    found = []
+
+    def seen(connection: Connection) -> None:
+        file = Path(str(connection.engine.url.database)).name
+        found.append((file, connection.exec_driver_sql("PRAGMA synchronous").scalar()))
+
+    event.listen(Engine, "commit", seen)
+    yield found
+    event.remove(Engine, "commit", seen)
 
 
-def test_only_the_file_that_is_being_made_does_not_wait_for_the_disk(tmp_path: Path) -> None:
-    found, other = [], f"sqlite:///{tmp_path / 'other.db'}"
+def test_no_step_of_making_a_store_waits_for_the_disk_and_all_later_ones_do(
+    commits: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    made = len(commits)
+    assert made > 50, "MLflow's migrations"
+    assert set(commits) <= {(".mlflow.db.new", LEFT_TO_THE_SYSTEM), ("mlflow.db", SAFE)}
+    store.create("somewhere", "a run")
+    assert set(commits[made:]) == {("mlflow.db", SAFE)}
+
+
+def test_databases_of_others_are_as_safe_meanwhile_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def beside(path: Path, fill: Any) -> None:
+        fill(f"sqlite:///{path}")
+        with create_engine(f"sqlite:///{tmp_path / 'other.db'}").connect() as connection:
+            found.append(connection.execute(text("PRAGMA synchronous")).scalar())
+
+    monkeypatch.setattr(storefile, "make", beside)
+    Store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert found == [SAFE]
+
+
+def test_a_store_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened, sync, replace = [], os.fsync, Path.replace
+
+    def fsync(file: Any) -> None:
+        happened.append(("synced", os.fstat(file if isinstance(file, int) else file.fileno()).st_ino))
+        sync(file)
+
+    def renamed(path: Path, to: Path) -> Path:
+        happened.append(("renamed", path.stat().st_ino))
+        return replace(path, to)
 
     def fill(uri: str) -> None:
-        found.extend([synchronous(uri), synchronous(other), synchronous("sqlite://")])
+        Path(uri.removeprefix("sqlite:///")).write_bytes(b"")
+        happened.append(("filled", 0))
 
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", renamed)
     storefile.make(tmp_path / "mlflow.db", fill)
-    assert found == [LEFT_TO_THE_SYSTEM, SAFE, SAFE]
-    assert synchronous(f"sqlite:///{tmp_path / 'mlflow.db'}") == SAFE
-
-
-def test_a_folder_by_another_name_has_it_made_as_fast(tmp_path: Path) -> None:
-    (tmp_path / "here").mkdir()
-    (tmp_path / "there").symlink_to(tmp_path / "here")
-    found = []
-    storefile.make(tmp_path / "there" / "mlflow.db", lambda uri: found.append(synchronous(uri)))
-    assert found == [LEFT_TO_THE_SYSTEM]
-
-
-def test_what_was_not_made_leaves_the_rest_of_the_process_safe(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError):
-        storefile.make(tmp_path / "mlflow.db", lambda uri: 1 / 0)
-    assert not (tmp_path / "mlflow.db").exists()
-    assert synchronous(f"sqlite:///{tmp_path / '.mlflow.db.new'}") == SAFE
-
-
-def test_runs_are_written_to_a_new_store_as_safely_as_to_an_old_one(tmp_path: Path) -> None:
-    store = Store(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    engine = store.client._tracking_client.store.engine
-    with engine.connect() as connection:
-        assert Path(engine.url.database) == tmp_path / "mlflow.db"
-        assert connection.execute(text("PRAGMA synchronous")).scalar() == SAFE
+    file = (tmp_path / "mlflow.db").stat().st_ino
+    assert happened == [("filled", 0), ("synced", file), ("renamed", file)]

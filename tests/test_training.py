@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import harness
-from harness import data
+from harness import data, training
 from harness.architecture import architecture, as_module, initial_state
 from harness.components.activations import ACTIVATIONS
 from harness.components.layers import Dropout
@@ -25,7 +26,7 @@ from harness.data import Data, Split
 from harness.errors import InputError
 from harness.minibatches import score
 from harness.results import EpochRecord, history_digest
-from harness.training import Stack, check, evaluate, exact_arithmetic, subsets, train
+from harness.training import Stack, check, evaluate, exact_arithmetic, finals, subsets, train
 
 BASE = {"dataset": "mnist_5k", "init": "kaiming", "act": "relu", "hidden_dim": 40}
 
@@ -615,3 +616,14 @@ def test_what_a_process_asked_of_float32_is_put_aside_and_restored() -> None:
         backends.fp32_precision = whole
         for product, precision in zip(products, asked, strict=True):
             product.fp32_precision = precision
+
+
+def test_seconds_of_steps_and_of_evaluation_are_each_lanes_own_and_apart(few: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(training.time, "perf_counter", lambda: next(ticks))  # a clock that passes when it is looked at
+    stack = stack_of(few, *(a_config(epochs=3, validation=0.2, seed=seed) for seed in (0, 1)))
+    records = list(train(stack))
+    assert {record.seconds for record in records if record.epoch} == {0.5}  # one tick, shared by two
+    assert stack.evaluation == {0: 4, 1: 4}  # one at each epoch, with the one before training
+    finals(stack, 1, records[-1])
+    assert stack.evaluation == {0: 4, 1: 5}
