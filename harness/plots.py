@@ -77,8 +77,7 @@ def _label(figure: Figure, ax: Axes, x: str, y: str) -> None:
 
 def _png(figure: Figure) -> Write:
     """How to write a figure: `savefig` would draw it twice, and to press it harder takes longer than it saves."""
-    write = style.context("default")(FigureCanvasAgg(figure).print_png)  # which makes ticks
-    return partial(write, pil_kwargs={"compress_level": 1})
+    return partial(FigureCanvasAgg(figure).print_png, pil_kwargs={"compress_level": 1})
 
 
 def _page(title: str, rows: int, head: float) -> Figure:

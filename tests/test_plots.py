@@ -18,7 +18,7 @@ from harness.results import EpochRecord
 
 def drawn(write: Any) -> Figure:
     """The figure behind what writes it."""
-    figure: Figure = write.func.__wrapped__.__self__.figure
+    figure: Figure = write.func.__self__.figure
     figure.canvas.draw()
     return figure
 
