@@ -221,27 +221,34 @@ def _trained(client: Client, works: Sequence[Work], tell: Tell, ours: bool = Fal
         run_id, values = event[1]["run_id"], event[1]["record"]
         news.put(lambda: tell(run_id, EpochRecord(**values)))
 
+    def hand_out() -> None:
+        while left and len(running) < max(sum(client.nthreads().values()), 1):
+            what = left.popleft()
+            running[future := client.submit(_task, what, topic, ours, pure=False)] = what
+            future.add_done_callback(lambda done: news.put(lambda: done))
+
     client.subscribe_topic(topic, heard)
     try:
         while left or running:
-            while left and len(running) < max(sum(client.nthreads().values()), 1):
-                what = left.popleft()
-                running[future := client.submit(_task, what, topic, ours, pure=False)] = what
-                future.add_done_callback(lambda done: news.put(lambda: done))
+            hand_out()
             if (future := news.get()()) is None:
                 continue
             if future.cancelled():
                 raise EngineError("the scheduler is gone; start it and the same command again: it goes on from the checkpoints")
             what = running.pop(future)
+            came: Came | None = None
             if (error := future.exception()) is None:
-                yield what, future.result()
+                came = future.result()
             elif isinstance(error, Broken):
-                yield what, error.args[0]
+                came = error.args[0]
             elif len(what.lanes) > 1:
                 left.extendleft(replace(what, lanes=(lane,), rule=None) for lane in what.lanes)
             else:
                 died = "four worker processes died training it: out of memory, or killed"
-                yield what, {what.lanes[0].run_id: died if isinstance(error, KilledWorker) else _line(error)}
+                came = {what.lanes[0].run_id: died if isinstance(error, KilledWorker) else _line(error)}
+            hand_out()  # before anybody looks at what came, for that the worker need not wait
+            if came is not None:
+                yield what, came
     finally:
         with suppress(Exception):
             client.cancel(list(running))

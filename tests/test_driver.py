@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -509,6 +510,25 @@ def test_fail_fast_stops_at_the_first_failure_and_marks_the_rest_killed(
     assert (again.trained, again.settled, again.failed) == (6 - result.settled, 6, {})
     after = cells(client, "fast")
     assert {name: run.info.run_id for name, run in after.items()} == {name: run.info.run_id for name, run in by.items()}
+
+
+@pytest.mark.slow
+def test_a_worker_does_not_wait_until_the_driver_has_looked_at_what_it_has_done(
+    client: MlflowClient, whole: StudyResult
+) -> None:
+    study = ofat("handed", base={"act": "relu"}, hidden_dim=["8", "12"])
+    states: list[set[str]] = []
+
+    def say(line: str) -> None:
+        if not line.startswith("1/2"):
+            return
+        end = time.monotonic() + 30
+        while "SCHEDULED" in (now := {run.info.status for run in cells(client, "handed").values()}) and time.monotonic() < end:
+            time.sleep(0.1)
+        states.append(now)
+
+    assert launch(study, workers=1, say=say).trained == 2
+    assert states in ([{"FINISHED", "RUNNING"}], [{"FINISHED"}])
 
 
 def test_run_whose_files_cannot_be_written_fails_alone_and_is_repaired(client: MlflowClient, whole: StudyResult) -> None:
