@@ -186,15 +186,14 @@ def status(study: str, **given: Any) -> None:
     """
     wanted, overrides = space.read(study), options.overrides(given)
     wanted.override(**overrides)
-    if isinstance(wanted, Search):
-        from harness import frames
+    with uncollected():
+        from harness import frames, outlook
 
+    if isinstance(wanted, Search):
         trials, _ = frames.trials(wanted.name)
         counts = trials.groupby(["condition", "state"], sort=False).size().rename("trials").reset_index()
         say(frames.text(counts, "table").rstrip("\n"))
         return
-    from harness import outlook
-
     say(outlook.status(wanted, overrides, say))
 
 
@@ -216,7 +215,8 @@ def results(study: str, kind: str, by: str, rows: str, output: str | None) -> No
         raise InputError(f"--by groups the summary; leave it out with --rows {rows}")
     if kind == "parquet" and output is None:
         raise InputError("format=parquet is binary; name a file: --output results.parquet")
-    from harness import frames, launched
+    with uncollected():
+        from harness import frames, launched
 
     study = _named(study)
     if rows == "summary" and not names and launched.is_search(study):
@@ -255,8 +255,9 @@ def report(study: str, output: str | None) -> None:
         raise InputError(f"output {output}: {taken[0]} is a file; allowed: a folder, which is made where there is none")
     launcher = os.environ.pop("MLFLOW_RUN_ID", None)  # `mlflow run -e report` has made one
     study = _named(study)
-    from harness import launched
-    from harness.store import in_one_line, store_uri
+    with uncollected():
+        from harness import launched
+        from harness.store import in_one_line, store_uri
 
     if launched.is_search(study):
         from harness import findings as reports
