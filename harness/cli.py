@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run() -> None:
     """`main` as a process of its own: it cleans up and leaves; for Python to end its libraries takes a second or two."""
     _lead_nowhere()
-    gc.set_threshold(10_000)  # what else is imported, and a store that is made, are objects that stay
+    gc.set_threshold(10_000)  # a new store, and what is imported later, are objects that stay
     try:
         main()
     except SystemExit as end:

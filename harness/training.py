@@ -81,7 +81,7 @@ class Stack:
     start: dict[int, Mapping[str, float]] = field(default_factory=dict)  # of each lane: its curves at epoch 0
     probed: dict[int, Tensor] = field(default_factory=dict)  # of each lane: rows of its probe batch
     diverged: set[int] = field(default_factory=set)
-    evaluation: dict[int, float] = field(default_factory=dict)  # of each lane: seconds spent on it here
+    evaluation: dict[int, float] = field(default_factory=dict)  # of each lane: its seconds of evaluation in this process
     lanes: list[Network] = field(default_factory=list)  # each lane as a network of its own
 
     @classmethod

@@ -41,17 +41,20 @@ def test_no_step_of_making_a_store_waits_for_the_disk_and_all_later_ones_do(
     assert set(commits[made:]) == {("mlflow.db", SAFE)}
 
 
-def test_databases_of_others_are_as_safe_meanwhile_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
+def test_databases_of_others_are_as_safe_meanwhile_as_ever(tmp_path: Path) -> None:
+    found = set()
 
-    def beside(path: Path, fill: Any) -> None:
-        fill(f"sqlite:///{path}")
-        with create_engine(f"sqlite:///{tmp_path / 'other.db'}").connect() as connection:
-            found.append(connection.execute(text("PRAGMA synchronous")).scalar())
+    def meanwhile(connection: Connection) -> None:
+        with create_engine(f"sqlite:///{tmp_path / 'other.db'}").connect() as other:
+            found.add((Path(str(connection.engine.url.database)).name, other.execute(text("PRAGMA synchronous")).scalar()))
 
-    monkeypatch.setattr(storefile, "make", beside)
-    Store(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    assert found == [SAFE]
+    event.listen(Engine, "commit", meanwhile)
+    try:
+        Store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    finally:
+        event.remove(Engine, "commit", meanwhile)
+    assert (".mlflow.db.new", SAFE) in found
+    assert {safe for _, safe in found} == {SAFE}
 
 
 def test_a_store_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
