@@ -82,9 +82,13 @@ class Place:
         """The states of all runs, also while others write."""
         return self.ask("select status from runs where lifecycle_stage = 'active'")
 
-    def training(self) -> int:
-        """How many runs train: they are RUNNING and have an epoch."""
-        return len(self.ask("select distinct r.run_uuid from runs r join metrics using (run_uuid) where status = 'RUNNING'"))
+    def training(self) -> set[str]:
+        """The runs that train: they are RUNNING and have an epoch."""
+        return set(self.ask("select r.run_uuid from runs r join metrics using (run_uuid) where status = 'RUNNING'"))
+
+    def trains(self, pid: int) -> bool:
+        """Whether a process trains; to hold a run is less, which may not have begun."""
+        return bool(self.training() & runs_held(pid))
 
     def ask(self, query: str) -> list[str]:
         """A column, read beside MLflow."""
@@ -176,7 +180,7 @@ class Driver:
 
     def training(self) -> bool:
         """Whether a cell trains."""
-        return self.place.training() > 0
+        return bool(self.place.training())
 
     def end(self, seconds: float = 200) -> tuple[int, str, str]:
         out, err = self.child.communicate(timeout=seconds)
@@ -300,11 +304,30 @@ class Kills:
     rng: random.Random = field(default_factory=lambda: random.Random(0), repr=False)
 
 
-def holds_a_run(pid: int) -> bool:
-    """Whether a process has the lock of a run open: it trains."""
+def runs_held(pid: int) -> set[str]:
+    """The runs whose locks a process has open."""
     with suppress(psutil.Error):
-        return any("harness-" in Path(file.path).name for file in psutil.Process(pid).open_files())
-    return False
+        names = (Path(file.path).name for file in psutil.Process(pid).open_files())
+        return {name.removeprefix("harness-").removesuffix(".lock") for name in names if name.startswith("harness-")}
+    return set()
+
+
+def stop_one_that_trains(driver: Driver, pids: Callable[[], list[int]]) -> int:
+    """SIGSTOP one of some processes in the middle of a run; returns its number."""
+    stopped: list[int] = []
+
+    def stop() -> bool:
+        for pid in filter(driver.place.trains, pids()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+                if driver.place.trains(pid):  # its run did not end meanwhile
+                    stopped.append(pid)
+                    return True
+                os.kill(pid, signal.SIGCONT)
+        return False
+
+    assert driver.until(stop), "no process was seen to train"
+    return stopped[0]
 
 
 def kill(driver: Driver, target: str, kills: Kills) -> bool:
@@ -323,7 +346,7 @@ def kill(driver: Driver, target: str, kills: Kills) -> bool:
     if not workers:
         return False
     with suppress(psutil.NoSuchProcess):
-        kills.rng.choice([worker for worker in workers if holds_a_run(worker.pid)] or workers).kill()
+        kills.rng.choice([worker for worker in workers if runs_held(worker.pid)] or workers).kill()
         kills.workers += 1
         kills.midway += midway
         return True
@@ -433,16 +456,11 @@ def test_worker_without_memory_costs_the_study_no_other_run(tmp_path: Path, driv
 @pytest.mark.slow
 def test_worker_that_is_stopped_is_replaced_and_never_writes_again(place: Place, whole: Content, drivers: list[Driver]) -> None:
     drivers.append(driver := Driver(place, "--workers", "2", lease=5))
-    assert driver.until(driver.training)
-    assert driver.until(lambda: any(holds_a_run(worker.pid) for worker in driver.workers))
-    stopped = next(worker for worker in driver.workers if holds_a_run(worker.pid))
-    stopped.suspend()
+    stopped = psutil.Process(stop_one_that_trains(driver, lambda: [worker.pid for worker in driver.workers]))
     code, out, err = driver.end()
     assert (code, err) == (0, ""), err
     assert f"done     {CELLS} of {CELLS} cells" in out
     assert not stopped.is_running()
-    with suppress(psutil.NoSuchProcess):
-        stopped.resume()
     assert place.content() == whole
     assert max(place.attempts()) == 2
 
@@ -590,16 +608,15 @@ def test_cluster_that_loses_a_worker_leaves_the_store_of_this_machine(
 ) -> None:
     workers = [cluster.worker(PYTHONPATH=str(ROOT)) for _ in range(2)]
     drivers.append(driver := Driver(place, "--scheduler", cluster.address))
-    assert driver.until(driver.training)
-    holder = next(worker for worker in workers if holds_a_run(worker.pid))
-    os.killpg(holder.pid, signal.SIGKILL)
+    holder = stop_one_that_trains(driver, lambda: [worker.pid for worker in workers])
+    os.killpg(holder, signal.SIGKILL)
     code, out, err = driver.end()
     assert (code, err) == (0, ""), err
     assert f"done     {CELLS} of {CELLS} cells" in out
     assert not driver.workers
     assert place.content() == whole
     assert max(place.attempts()) == 2
-    assert [worker.poll() is None for worker in workers] == [worker is not holder for worker in workers]
+    assert [worker.poll() is None for worker in workers] == [worker.pid != holder for worker in workers]
 
 
 @pytest.mark.slow

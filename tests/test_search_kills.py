@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_kills import ROOT, Cluster, Driver, Place, all_gone, holds_a_run
+from test_kills import ROOT, Cluster, Driver, Place, all_gone, runs_held, stop_one_that_trains
 
 TOML = """
 name = "small"
@@ -116,7 +116,7 @@ def test_trial_whose_workers_are_killed_again_and_again_fails_and_is_tried_again
     drivers.append(driver := Driver(place, "--workers", "1", command="search"))
     while driver.child.poll() is None:
         for worker in driver.workers:
-            if holds_a_run(worker.pid):
+            if runs_held(worker.pid):
                 try:
                     worker.kill()
                 except psutil.NoSuchProcess:
@@ -140,13 +140,12 @@ def test_search_on_a_cluster_that_loses_a_worker_has_the_trials_of_this_machine(
     try:
         workers = [cluster.worker(PYTHONPATH=str(ROOT)) for _ in range(2)]
         drivers.append(driver := Driver(place, "--scheduler", cluster.address, command="search"))
-        assert driver.until(driver.training)
-        holder = next(worker for worker in workers if holds_a_run(worker.pid))
-        os.killpg(holder.pid, signal.SIGKILL)
+        holder = stop_one_that_trains(driver, lambda: [worker.pid for worker in workers])
+        os.killpg(holder, signal.SIGKILL)
         code, _, err = driver.end()
         assert (code, err) == (0, ""), err
         assert not driver.workers, "the cluster trains, not this machine"
         assert place.content() == whole
-        assert [worker.poll() is None for worker in workers] == [worker is not holder for worker in workers]
+        assert [worker.poll() is None for worker in workers] == [worker.pid != holder for worker in workers]
     finally:
         cluster.close()
