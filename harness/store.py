@@ -15,7 +15,7 @@ from filelock import Timeout
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run, RunTag
 from mlflow.exceptions import MlflowException
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from harness import chart, outage, storefile
@@ -68,8 +68,8 @@ class Store:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for every locked file
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every second try
         with refused(self.uri), storefile.alone(self.file), outage.told(outage.IMPATIENT):
-            if self.file:
-                storefile.make(self.file, _filled)
+            if self.file and storefile.make(self.file, _filled):
+                _engine(self.uri).dispose()  # of a store that was here before and was deleted
             self.client = MlflowClient(self.uri)
             self.client.search_experiments(max_results=1)
 
@@ -237,13 +237,18 @@ def in_one_line(uri: str) -> Iterator[None]:
 
 def _filled(uri: str) -> None:
     """Have MLflow make its tables in a new sqlite file. None of its hundreds of steps waits for the disk."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # half a second that a server need not wait for
-
-    engine = SqlAlchemyStore._get_or_create_engine(uri)  # the one that the client will use, and nobody else's
+    engine = _engine(uri)
     event.listen(engine, "connect", lambda connection, record: connection.execute("PRAGMA synchronous=OFF"))
     engine.dispose()  # it has tried a connection already
     MlflowClient(uri).search_experiments(max_results=1)
     engine.dispose()  # none of them is left, for the file is to get another name
+
+
+def _engine(uri: str) -> Engine:
+    """The engine that this process's clients of a store share."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # half a second that a server need not wait for
+
+    return SqlAlchemyStore._get_or_create_engine(uri)
 
 
 def _unknown(run_id: str, where: str) -> InputError:

@@ -6,9 +6,11 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from glob import escape
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote
+from uuid import uuid4
 
 from filelock import FileLock
 
@@ -65,21 +67,24 @@ def alone(path: Path | None) -> Iterator[None]:
         yield
 
 
-def make(path: Path, fill: Callable[[str], object]) -> None:
+def make(path: Path, fill: Callable[[str], object]) -> bool:
     """Have `fill` make a file that is not there, by another URI beside its place: one half made can never be used again.
+
+    No two that are made have that URI in common, by which MLflow would take the second for done. Whether one was made.
 
     It is on the disk before it has its name, so `fill` need not wait for that at each step.
     Raises sqlite3.Error at once where it cannot be written; MLflow would try for two minutes.
     """
-    for left in path.parent.glob(f".{path.name}.new*"):  # by a process that was killed
+    for left in path.parent.glob(f".{escape(path.name)}.new*"):  # by a process that was killed
         left.unlink()
-    if not path.exists():
-        (new := path.with_name(f".{path.name}.new")).touch()
+    if missing := not path.exists():
+        (new := path.with_name(f".{path.name}.new-{uuid4().hex[:8]}")).touch()
         fill(f"{SQLITE}{new}")
         with new.open("rb+") as file:
             os.fsync(file)
         new.replace(path)
     knock(path, 30)
+    return missing
 
 
 def knock(path: Path, seconds: float) -> None:

@@ -16,13 +16,19 @@ from harness.store import Store
 LEFT_TO_THE_SYSTEM, SAFE = 0, 2  # of sqlite's `synchronous`: what waits for the disk
 
 
+def name_of(connection: Connection) -> str:
+    """The file of a database; each that is made has a name of its own until it is done."""
+    name = Path(str(connection.engine.url.database)).name
+    return ".mlflow.db.new" if name.startswith(".mlflow.db.new-") else name
+
+
 @pytest.fixture
 def commits() -> Any:
     """Of each commit of this process, from here on: the file, and what it waits for."""
     found = []
 
     def seen(connection: Connection) -> None:
-        file = Path(str(connection.engine.url.database)).name
+        file = name_of(connection)
         found.append((file, connection.exec_driver_sql("PRAGMA synchronous").scalar()))
 
     event.listen(Engine, "commit", seen)
@@ -46,7 +52,7 @@ def test_databases_of_others_are_as_safe_meanwhile_as_ever(tmp_path: Path) -> No
 
     def meanwhile(connection: Connection) -> None:
         with create_engine(f"sqlite:///{tmp_path / 'other.db'}").connect() as other:
-            found.add((Path(str(connection.engine.url.database)).name, other.execute(text("PRAGMA synchronous")).scalar()))
+            found.add((name_of(connection), other.execute(text("PRAGMA synchronous")).scalar()))
 
     event.listen(Engine, "commit", meanwhile)
     try:
@@ -77,3 +83,22 @@ def test_a_store_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypat
     storefile.make(tmp_path / "mlflow.db", fill)
     file = (tmp_path / "mlflow.db").stat().st_ino
     assert happened == [("filled", 0), ("synced", file), ("renamed", file)]
+
+
+def test_a_store_that_was_deleted_is_made_anew_in_the_same_process(tmp_path: Path) -> None:
+    """As in a notebook, whose kernel goes on."""
+    uri, ids = f"sqlite:///{tmp_path / 'mlflow.db'}", list[str]()
+    for _ in range(3):
+        store = Store(uri)
+        assert store.runs("somewhere") == []
+        ids.append(store.create("somewhere", "a run").info.run_id)
+        assert [run.info.run_id for run in Store(uri).runs("somewhere")] == ids[-1:]
+        store.end(ids[-1], "FINISHED")
+        (tmp_path / "mlflow.db").unlink()
+    assert not list(tmp_path.glob(".mlflow.db.new*"))
+
+
+def test_what_is_half_made_is_cleared_away_whatever_the_store_is_called(tmp_path: Path) -> None:
+    (left := tmp_path / ".runs [1].db.new-0123abcd").write_bytes(b"half")
+    assert Store(f"sqlite:///{tmp_path / 'runs [1].db'}").runs("somewhere") == []
+    assert not left.exists()
