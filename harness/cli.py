@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if any(signal.getsignal(polite) == signal.SIG_IGN != before[polite] for polite in POLITE):
             say("interrupted", err=True)  # in the middle of an import, say, which made another error of it
             sys.exit(INTERRUPTED)
+        if not _at_home():  # MLflow asks for it when it is imported
+            _fail(InputError("HOME is not set, and this user has no home directory; set HOME to a folder"))
         traceback.print_exc()
         sys.exit(FAILED)
     sys.exit(DONE)
@@ -93,6 +96,14 @@ def _lead_nowhere() -> None:
         elif stream is None:
             os.set_inheritable(number := os.open(os.devnull, os.O_RDWR), True)  # by workers
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
+
+
+def _at_home() -> bool:
+    """Whether Python can tell where the user is at home: not for an arbitrary number of a user, in a container say."""
+    try:
+        return bool(Path.home())
+    except RuntimeError:
+        return False
 
 
 def _fail(error: HarnessError) -> None:
