@@ -419,6 +419,12 @@ hidden_dim = [30003, 30002, 30001, 30000, 8]
 SLACK = 60 * 2**20  # bytes
 
 
+def starve(worker: psutil.Process) -> None:
+    """Leave a process hardly more memory than it has."""
+    limit = worker.memory_info().vms + SLACK
+    resource.prlimit(worker.pid, resource.RLIMIT_AS, (limit, limit))
+
+
 @pytest.mark.slow
 def test_worker_without_memory_costs_the_study_no_other_run(tmp_path: Path, drivers: list[Driver]) -> None:
     """What fails in it fails with its reason, or goes on elsewhere; a fresh process takes its place."""
@@ -426,9 +432,7 @@ def test_worker_without_memory_costs_the_study_no_other_run(tmp_path: Path, driv
     (place.folder / "small.toml").write_text(HUNGRY, encoding="utf-8")
     drivers.append(driver := Driver(place, "--workers", "2"))
     driver.until(lambda: len(driver.workers) == 2)
-    starved = driver.workers[0]
-    limit = starved.memory_info().vms + SLACK
-    resource.prlimit(starved.pid, resource.RLIMIT_AS, (limit, limit))
+    starve(driver.workers[0])
     code, out, _ = driver.end()
     cells = place.cells()
     failed = {name: run for name, run in cells.items() if run.info.status != "FINISHED"}
@@ -448,6 +452,32 @@ def test_worker_without_memory_costs_the_study_no_other_run(tmp_path: Path, driv
     assert len(after) == 5
     assert after.items() >= before.items()
     assert f"5 of 5 cells, {len(failed)} now" in out
+
+
+@pytest.mark.slow
+def test_failure_in_a_worker_stops_all_where_that_is_asked_for_and_the_same_command_goes_on(
+    tmp_path: Path, drivers: list[Driver]
+) -> None:
+    place = Place(tmp_path)
+    (place.folder / "small.toml").write_text(HUNGRY, encoding="utf-8")
+    drivers.append(driver := Driver(place, "--workers", "2", "--fail-fast"))
+    driver.until(lambda: len(driver.workers) == 2)
+    workers = driver.workers
+    for worker in workers:
+        starve(worker)
+    code, out, err = driver.end()
+    assert (code, err) == (1, "")
+    assert all_gone(workers, 15)
+    before = place.cells()
+    states = [run.info.status for run in before.values()]
+    assert set(states) == {"FAILED", "KILLED"}, states
+    assert f"killed   {states.count('KILLED')} cells are left" in out
+    drivers.append(driver := Driver(place, "--workers", "1"))
+    code, _, err = driver.end()
+    assert (code, err) == (0, ""), err
+    after = place.cells()
+    assert {name: run.info.run_id for name, run in after.items()} == {name: run.info.run_id for name, run in before.items()}
+    assert {run.info.status for run in after.values()} == {"FINISHED"}
 
 
 # stopped, and woken again
