@@ -28,13 +28,16 @@ class Delivery:
         journal = self.store.journals.get(self.run_id)
         if journal is None:
             return self.store.send(self.run_id, entry, content)
+        why = ""
         if self.deliver():
             try:
                 return self.store.send(self.run_id, entry, content)
             except StoreAway as away:
-                self.store.say(f"kept     {away}")
-                self.store.say(f"         what it has not got waits in {journal.folder}")
+                why = str(away)
         journal.add(entry, content)
+        if why:
+            self.store.say(f"kept     {why}")
+            self.store.say(f"         what it has not got waits in {journal.folder}")
 
     def deliver(self, seconds: float = outage.SHARE) -> bool:
         """Give the store what waits for it, in order and for about so long; whether that was all."""

@@ -88,8 +88,8 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(chromium: Browser) -> Iterator[Page]:
-    """A page without cookies, 1600 x 1000 pixels, that looks for things for 30 seconds."""
+    """A page without cookies, 1600 x 1000 pixels, that looks for things for two minutes."""
     context = chromium.new_context(viewport={"width": 1600, "height": 1000})
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(120_000)
     yield context.new_page()
     context.close()

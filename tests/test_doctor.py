@@ -19,6 +19,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from processes import free_port, stop
 
 from harness.data import DATASETS, files
 from harness.doctor import BITS, THREADS, Finding, examine
@@ -346,8 +347,8 @@ def until(reached: Callable[[], object], seconds: float = 90) -> None:
 
 
 def status(folder: Path, query: str = "select status from runs") -> list[str]:
-    """A column, read beside MLflow and whoever writes."""
-    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{folder}/mlflow.db?mode=ro", uri=True, timeout=10)) as file:
+    """A column, read beside MLflow and whoever writes. `rw`: a reader takes back what a killed writer left half done."""
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{folder}/mlflow.db?mode=rw", uri=True, timeout=10)) as file:
         return sorted(value for (value,) in file.execute(query))
     return []
 
@@ -387,19 +388,6 @@ def all_runs(client: MlflowClient) -> dict[str, Run]:
     return {run.info.run_id: run for run in found}
 
 
-def stop(process: subprocess.Popen[str], place: Path) -> None:
-    """Stop a process outside of a transaction: in the middle of one it would keep the store locked."""
-    while True:
-        os.kill(process.pid, signal.SIGSTOP)
-        try:
-            with closing(sqlite3.connect(place / "mlflow.db", timeout=0, isolation_level=None)) as store:
-                store.execute("BEGIN IMMEDIATE")
-            return
-        except sqlite3.OperationalError:
-            os.kill(process.pid, signal.SIGCONT)
-            time.sleep(0.01)
-
-
 def test_a_killed_run_is_ended_and_a_living_one_is_not(
     place: Path, client: MlflowClient, processes: list[subprocess.Popen[str]]
 ) -> None:
@@ -414,7 +402,7 @@ def test_a_killed_run_is_ended_and_a_living_one_is_not(
     assert "its process is gone; end it: harness doctor --reap" in told.text
     assert status(place) == ["RUNNING", "RUNNING"], "without --reap it only looks"
 
-    stop(processes[1], place)  # alive all the same
+    stop(processes[1].pid, place / "mlflow.db")  # alive all the same
     code, findings = doctor(place, "--reap", "--older-than", "0")
     lines = [finding.text for finding in findings if finding.about == "runs"]
     assert lines == [
@@ -605,13 +593,11 @@ def answers(port: int) -> bool:
 @pytest.mark.slow
 def test_runs_of_a_server_are_left_with_the_reason_why(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
     """Which processes hold them only their machine can see, and a run does not say which machine that is."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
+    uri = f"http://127.0.0.1:{(port := free_port())}"
     served = ("--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--port", str(port), "--workers", "1")
     processes.append(start(tmp_path, str(MLFLOW), "server", *served, "--artifacts-destination", str(tmp_path / "artifacts")))
-    until(lambda: answers(port))
+    until(lambda: answers(port) or processes[-1].poll() is not None)
+    assert processes[-1].poll() is None, processes[-1].communicate()[0][-2000:]
     (tmp_path / "elsewhere").mkdir()
     processes.append(train(tmp_path / "elsewhere", *LONG, MLFLOW_TRACKING_URI=uri))
     until(lambda: epochs(tmp_path) > 1)

@@ -44,7 +44,9 @@ def test_workers_do_it_and_where_they_die_of_it_this_process_does() -> None:
         assert hands.cluster
         assert hands.client
         hands.cluster.scale(0)
+        end = time.monotonic() + 60
         while hands.client.nthreads():
+            assert time.monotonic() < end
             time.sleep(0.05)
         assert hands.spread(lambda item: (item, os.getpid()), [1]) == [(1, here)]
         with pytest.raises(ZeroDivisionError):

@@ -7,7 +7,6 @@ import io
 import json
 import math
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from processes import free_port
 from scipy import stats
 
 import harness
@@ -454,10 +454,7 @@ def test_reading_loads_no_torch(launched: dict[str, Run]) -> None:
 @contextmanager
 def server(folder: Path, store: str, log: Path) -> Iterator[str]:
     """A real tracking server over a store; yields its address once it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
+    uri = f"http://127.0.0.1:{(port := free_port())}"
     options = ("--backend-store-uri", store, "--artifacts-destination", str(folder / "served"), "--workers", "1")
     env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     with log.open("wb") as out:

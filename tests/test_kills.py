@@ -25,6 +25,7 @@ import pytest
 from distributed import Client
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from processes import free_port, stop
 
 import harness
 from harness.study import Study
@@ -91,9 +92,9 @@ class Place:
         return bool(self.training() & runs_held(pid))
 
     def ask(self, query: str) -> list[str]:
-        """A column, read beside MLflow."""
+        """A column, read beside MLflow. `rw`: a reader takes back what a killed writer left half done."""
         try:
-            with closing(sqlite3.connect(f"file:{self.folder}/mlflow.db?mode=ro", uri=True, timeout=10)) as file:
+            with closing(sqlite3.connect(f"file:{self.folder}/mlflow.db?mode=rw", uri=True, timeout=10)) as file:
                 return [value for (value,) in file.execute(query)]
         except sqlite3.Error:  # not made yet
             return []
@@ -162,11 +163,8 @@ class Driver:
 
     @property
     def workers(self) -> list[psutil.Process]:
-        with suppress(psutil.Error):
-            below = psutil.Process(self.child.pid).children(recursive=True)
-            forks = [process for process in below if "forkserver" in " ".join(process.cmdline())]
-            return [process for process in forks if process.ppid() != self.child.pid]  # not what they are forks of
-        return []
+        """Forks of the process that the driver has for that; a fork's own children, before they are what they run, are none."""
+        return [fork for child in below(self.child.pid) if is_fork(child) for fork in below(child.pid) if is_fork(fork)]
 
     def until(self, reached: Callable[[], bool], seconds: float = 90) -> bool:
         """Wait for something; false when the driver ended before."""
@@ -178,9 +176,24 @@ class Driver:
             time.sleep(0.02)
         return True
 
+    def born(self, count: int) -> list[psutil.Process]:
+        """So many workers, each of which can be spoken to."""
+        found: list[psutil.Process] = []
+
+        def listening() -> bool:
+            found[:] = [worker for worker in self.workers if listens(worker)]
+            return len(found) == count
+
+        assert self.until(listening), "it ended before"
+        return found
+
     def training(self) -> bool:
-        """Whether a cell trains."""
+        """Whether a cell trains, or one did whose worker was killed."""
         return bool(self.place.training())
+
+    def trains(self) -> bool:
+        """Whether a cell trains in one of its own workers."""
+        return any(self.place.trains(worker.pid) for worker in self.workers)
 
     def end(self, seconds: float = 200) -> tuple[int, str, str]:
         out, err = self.child.communicate(timeout=seconds)
@@ -219,6 +232,27 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Content:
     place.finish()
     assert place.attempts() == [1] * CELLS
     return place.content()
+
+
+def below(pid: int) -> list[psutil.Process]:
+    """The children of a process."""
+    with suppress(psutil.Error):
+        return psutil.Process(pid).children()
+    return []
+
+
+def is_fork(process: psutil.Process) -> bool:
+    """Whether it is the server of forks, or one of them."""
+    with suppress(psutil.Error):
+        return "forkserver" in " ".join(process.cmdline())
+    return False
+
+
+def listens(process: psutil.Process) -> bool:
+    """Whether others can connect to it."""
+    with suppress(psutil.Error):
+        return any(connection.status == psutil.CONN_LISTEN for connection in process.net_connections("tcp"))
+    return False
 
 
 def all_gone(processes: list[psutil.Process], seconds: float) -> bool:
@@ -316,24 +350,24 @@ def stop_one_that_trains(driver: Driver, pids: Callable[[], list[int]]) -> int:
     """SIGSTOP one of some processes in the middle of a run; returns its number."""
     stopped: list[int] = []
 
-    def stop() -> bool:
+    def found() -> bool:
         for pid in filter(driver.place.trains, pids()):
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
+                stop(pid, driver.place.folder / "mlflow.db")
                 if driver.place.trains(pid):  # its run did not end meanwhile
                     stopped.append(pid)
                     return True
                 os.kill(pid, signal.SIGCONT)
         return False
 
-    assert driver.until(stop), "no process was seen to train"
+    assert driver.until(found), "no process was seen to train"
     return stopped[0]
 
 
 def kill(driver: Driver, target: str, kills: Kills) -> bool:
     """SIGKILL the driver, or one of its workers, rather one that trains; false when there is none any more."""
     workers = driver.workers
-    midway = driver.training()
+    midway = driver.trains()
     if target == "driver":
         if driver.child.poll() is not None:
             return False
@@ -360,7 +394,7 @@ def test_study_whose_worker_and_then_its_driver_are_killed_goes_on_to_the_same_s
     drivers.append(driver := Driver(place, "--workers", "2"))
     assert driver.until(driver.training)
     assert kill(driver, "worker", kills)
-    assert driver.until(lambda: len(driver.workers) == 2 and driver.training())
+    assert driver.until(lambda: len(driver.workers) == 2 and driver.trains())
     assert kill(driver, "driver", kills)
     assert (kills.workers, kills.drivers) == (1, 1)
     assert kills.midway
@@ -382,7 +416,7 @@ def test_study_killed_at_any_moment_and_started_again_has_the_store_of_an_uninte
             drivers.append(driver := Driver(place, "--workers", "2"))
             if attempt < rng.choice((1, 1, 2)):
                 if rng.random() < 0.8:
-                    driver.until(driver.training)
+                    driver.until(driver.trains)
                     time.sleep(rng.uniform(0, 2.5))
                 else:
                     time.sleep(rng.uniform(0.5, 9))
@@ -431,8 +465,7 @@ def test_worker_without_memory_costs_the_study_no_other_run(tmp_path: Path, driv
     place = Place(tmp_path)
     (place.folder / "small.toml").write_text(HUNGRY, encoding="utf-8")
     drivers.append(driver := Driver(place, "--workers", "2"))
-    driver.until(lambda: len(driver.workers) == 2)
-    starve(driver.workers[0])
+    starve(driver.born(2)[0])
     code, out, _ = driver.end()
     cells = place.cells()
     failed = {name: run for name, run in cells.items() if run.info.status != "FINISHED"}
@@ -461,9 +494,7 @@ def test_failure_in_a_worker_stops_all_where_that_is_asked_for_and_the_same_comm
     place = Place(tmp_path)
     (place.folder / "small.toml").write_text(HUNGRY, encoding="utf-8")
     drivers.append(driver := Driver(place, "--workers", "2", "--fail-fast"))
-    driver.until(lambda: len(driver.workers) == 2)
-    workers = driver.workers
-    for worker in workers:
+    for worker in (workers := driver.born(2)):
         starve(worker)
     code, out, err = driver.end()
     assert (code, err) == (1, "")
@@ -626,12 +657,6 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     running.close()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.mark.slow
 def test_cluster_that_loses_a_worker_leaves_the_store_of_this_machine(
     place: Place, cluster: Cluster, whole: Content, drivers: list[Driver]
@@ -690,10 +715,13 @@ def test_driver_of_a_cluster_that_is_killed_is_followed_by_another(
     assert place.content() == whole
 
 
+SOON = 60  # seconds: ten of them waiting, the rest to start on a machine that is busy
+
+
 def refused(place: Place, driver: Driver, *words: str) -> float:
     """One line, exit code 2, nothing written; returns the seconds it took."""
     began = time.monotonic()
-    code, out, err = driver.end(60)
+    code, out, err = driver.end(120)
     assert code == 2, (out, err)
     assert out == ""
     assert err.startswith("harness: error: scheduler tcp://127.0.0.1:")
@@ -743,7 +771,7 @@ def test_cluster_whose_worker_has_other_code_is_refused(tmp_path: Path, cluster:
 def test_scheduler_without_workers_is_refused_in_ten_seconds(tmp_path: Path, cluster: Cluster, drivers: list[Driver]) -> None:
     place = Place(tmp_path / "study")
     drivers.append(driver := Driver(place, "--scheduler", cluster.address))
-    assert refused(place, driver, "worker") < 30
+    assert refused(place, driver, "worker") < SOON
 
 
 @pytest.mark.slow
@@ -756,7 +784,7 @@ def test_scheduler_that_does_not_answer_is_refused_in_ten_seconds(listens: bool,
         address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
         place = Place(tmp_path / "study")
         drivers.append(driver := Driver(place, "--scheduler", address))
-        assert refused(place, driver, address, "does not answer") < 30
+        assert refused(place, driver, address, "does not answer") < SOON
 
 
 def test_the_file_and_the_study_of_these_tests_are_one(tmp_path: Path) -> None:

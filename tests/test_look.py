@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -16,11 +15,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from playwright.sync_api import Page, expect
+from processes import free_port
 
 from harness import chart
 
 pytestmark = pytest.mark.browser
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=120_000)
 
 STUDY = """
 name = "looks"
@@ -69,9 +69,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("looks")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     serve = ["server", "--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen([sys.executable, "-m", "mlflow", *serve], cwd=folder, stdout=log, stderr=log)
@@ -86,7 +84,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
     """Return when the server answers."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while True:
         assert server.poll() is None, "the server has ended"
         try:
@@ -115,8 +113,8 @@ def test_printed_link_opens_mean_curves_with_bands_of_variants(site: Site, page:
     for place, name in enumerate(("test/loss", "test/accuracy", "train/loss", "train/accuracy")):
         expect(cards.nth(place)).to_contain_text(name)
     expect(page.get_by_text("No charts")).to_have_count(0)
-    page.wait_for_function(f"() => (({DRAWN})()['test/loss'] || {{bands: []}}).bands.length === 2")
-    drawn = page.evaluate(DRAWN)["test/loss"]
+    whole = f"() => (drawn => drawn && drawn.bands.length === 2 && drawn)(({DRAWN})()['test/loss'])"
+    drawn = page.wait_for_function(whole).json_value()
     assert drawn["scale"] == "log"
     for variant in ("norm=none", "norm=layernorm"):
         last = [run.data.metrics["test/loss"] for name, run in site.runs.items() if name.startswith(f"{variant}-s")]

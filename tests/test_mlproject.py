@@ -35,6 +35,7 @@ def mlflow_run(project: Path, *arguments: str, timeout: float = 300) -> tuple[Ru
     env |= {"PATH": path, "MLFLOW_ENV_ROOT": str(project / "envs"), "HOME": str(project)}
     if pyenv := os.environ.get("PYENV_ROOT") or next((str(p) for p in [Path.home() / ".pyenv"] if p.is_dir()), ""):
         env["PYENV_ROOT"] = pyenv
+    env.setdefault("PIP_CACHE_DIR", str(Path.home() / ".cache" / "pip"))  # not the project's, which would fetch torch again
     dataset = () if any(text.startswith("dataset=") for text in arguments) else ("-P", "dataset=mnist_5k")
     command = [str(MLFLOW), "run", ".", *dataset, *arguments]
     done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, timeout=timeout)

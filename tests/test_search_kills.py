@@ -92,11 +92,11 @@ def test_search_killed_three_times_at_random_ends_with_the_same_trials(
     place, rng, midway = Searched(tmp_path / "search"), random.Random(7), 0
     for _ in range(3):
         drivers.append(driver := Driver(place, "--workers", "2", command="search"))
-        assert driver.until(driver.training)
+        assert driver.until(driver.trains)
         time.sleep(rng.uniform(0, 0.7))
         assert driver.child.poll() is None, "it was over before it was killed"
         workers = driver.workers
-        midway += driver.training()
+        midway += driver.trains()
         os.kill(driver.child.pid, signal.SIGKILL)
         driver.end()
         assert all_gone(workers, 15), "workers outlive their driver"
@@ -113,7 +113,8 @@ def test_trial_whose_workers_are_killed_again_and_again_fails_and_is_tried_again
     tmp_path: Path, whole: Content, drivers: list[Driver]
 ) -> None:
     place = Searched(tmp_path / "search")
-    drivers.append(driver := Driver(place, "--workers", "1", command="search"))
+    # of one trial: each death costs a birth, and there are twelve of them
+    drivers.append(driver := Driver(place, "--workers", "1", "--trials", "1", command="search"))
     while driver.child.poll() is None:
         for worker in driver.workers:
             if runs_held(worker.pid):

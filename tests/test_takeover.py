@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from processes import free_port, harness_that_sends_itself
 
 import harness
 from harness.config import RunConfig
@@ -34,10 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real tracking server; its address."""
     folder = tmp_path_factory.mktemp("server")
     Store(f"sqlite:///{folder}/mlflow.db")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
+    uri = f"http://127.0.0.1:{(port := free_port())}"
     where = ("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "served"))
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *where],
@@ -73,7 +70,7 @@ def test_stopped_process_that_wakes_after_its_run_was_taken_over_changes_nothing
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     first = subprocess.Popen(
-        [sys.executable, "-m", "harness", "train", *OPTIONS],
+        [*harness_that_sends_itself(signal.SIGSTOP, epoch=3), "train", *OPTIONS],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(theirs)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -82,9 +79,9 @@ def test_stopped_process_that_wakes_after_its_run_was_taken_over_changes_nothing
     watchdog = threading.Timer(200, first.kill)
     watchdog.start()
     try:
-        assert first.stdout
-        next(line for line in first.stdout if line.startswith("epoch  3/"))
-        os.kill(first.pid, signal.SIGSTOP)
+        state = os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        assert state
+        assert state.si_code == os.CLD_STOPPED
         (run,) = client.search_runs(["0", *(e.experiment_id for e in client.search_experiments())])
         result = resume(run.info.run_id, say=lambda line: None)
         before = everything(client, run.info.run_id)
