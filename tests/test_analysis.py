@@ -115,6 +115,20 @@ def test_contrast_of_four_seeds_is_as_by_hand() -> None:
     assert math.isnan(found.p_sign_flip), "four seeds allow no exact p below 0.125"
 
 
+def test_two_and_three_seeds_say_what_they_can() -> None:
+    """Of three, the least that a study has by default: -1, -1/2, -3/2 have the mean -1 and the standard deviation 1/2."""
+    three = row(analysed(numbers={"base": [1.0, 2.0, 4.0], "wide": [0.0, 1.5, 2.5], "deep": [2.0, 2.0, 9.0]}).contrasts, "wide")
+    half = stats.t.ppf(1 - 0.05 / 2 / 2, 2) * 0.5 / math.sqrt(3)
+    assert (three.low, three.high) == pytest.approx((-1 - half, -1 + half))
+    assert three.effect == pytest.approx(-2 * math.gamma(1) / math.gamma(0.5)), "Hedges's factor for 2"
+    assert three.p_paired == pytest.approx(2 * stats.t.sf(2 * math.sqrt(3), 2))
+    two = row(analysed(numbers={"base": [1.0, 2.0], "wide": [0.0, 1.5], "deep": [2.0, 2.0]}).contrasts, "wide")
+    half = stats.t.ppf(1 - 0.05 / 2 / 2, 1) * 0.25
+    assert (two.low, two.high) == pytest.approx((-0.75 - half, -0.75 + half))
+    assert math.isnan(two.effect)
+    assert math.isnan(two.pairing_gain)
+
+
 def test_blocked_model_of_a_balanced_table_is_as_by_hand() -> None:
     found = analysed()
     table = np.array([NUMBERS[name] for name in LISTED]).T
@@ -139,6 +153,15 @@ def test_omnibus_is_the_share_of_all_orders_within_seeds() -> None:
     found = Omnibus.test(Blocks.of(listed(), runs_of(listed(), numbers)))
     assert found is not None
     assert found.p == pytest.approx(exact, abs=4 * math.sqrt(exact / found.permutations))
+
+
+def test_table_that_no_permutation_equals_counts_itself_alone() -> None:
+    """Ten seeds in which the variants have one order: none of 6^9 others comes up among some thousands."""
+    numbers = {name: [10.0 * place + seed for seed in range(10)] for place, name in enumerate(LISTED)}
+    numbers["deep"][0] += 0.5
+    found = Omnibus.test(Blocks.of(listed(10), runs_of(listed(10), numbers)))
+    assert found is not None
+    assert found.p == 1 / (found.permutations + 1)
 
 
 def test_variants_are_described_as_scipy_does() -> None:
@@ -180,6 +203,15 @@ def test_a_training_metric_has_no_epochs_to_target() -> None:
     found = analyse(study, runs_of(study, NUMBERS), history).stability
     assert found.epochs_to_target.isna().all()
     assert found.target.isna().all()
+
+
+def test_target_of_an_accuracy_is_to_be_reached_from_below() -> None:
+    study = listed(2, metric="final/test_accuracy")
+    curves = {"base": [0.1, 0.5, 0.6], "wide": [0.1, 0.5, 0.7], "deep": [0.1, 0.2, 0.2]}
+    history = history_of(study, curves).rename(columns={"test/loss": "test/accuracy"}).assign(**{"test/loss": 1.0})
+    found = analyse(study, runs_of(study, {"base": [0.6, 0.6], "wide": [0.7, 0.7], "deep": [0.2, 0.2]}), history).stability
+    assert row(found, "wide").target == "test/accuracy >= 0.6, where base ends"
+    assert (row(found, "wide").epochs_to_target, row(found, "deep").epochs_to_target) == (2, math.inf)
 
 
 def test_parts_of_stability_know_their_edges() -> None:
@@ -307,6 +339,20 @@ def test_factorial_table_has_main_effects_and_interaction_as_by_hand() -> None:
     assert by.df[["lr", "norm", "seed", pair, "residual"]].tolist() == [1, 2, 2, 2, 10]
     assert by.p["lr"] == pytest.approx(stats.f.sf(of_lr / (residual / 10), 1, 10))
     assert by.partial_eta_sq["norm"] == pytest.approx(of_norm / (of_norm + residual))
+
+
+def test_one_factor_of_two_levels_has_an_anova_by_two_seeds_and_its_supposition_is_said() -> None:
+    """One degree of freedom is left: F is the square of the paired t."""
+    study = Study(**FACTORIAL | {"seeds": [0, 1], "factors": {"lr": [0.1, 0.2]}})
+    first, second = (row.name for row in study.rows)
+    numbers = {first: [1.0, 2.0], second: [1.5, 3.5]}
+    found = analyse(study, runs_of(study, numbers), history_of(study, dict.fromkeys(numbers, CURVES["base"])))
+    assert found.anova is not None
+    by = found.anova.set_index("term")
+    assert by.df.to_dict() == {"lr": 1, "seed": 1, "residual": 1}
+    assert by.F["lr"] == pytest.approx(stats.ttest_rel(numbers[second], numbers[first]).statistic ** 2)
+    assert any("supposes one spread for all combinations and normal residuals" in line for line in found.limits)
+    assert not any("No analysis of variance" in line for line in found.limits)
 
 
 def test_factorial_study_without_a_whole_table_has_no_anova_and_says_so() -> None:
@@ -642,3 +688,45 @@ def test_conditions_of_which_some_runs_diverged_are_told_of_below_interactions()
     drawing = interactions(Canvas.of(analyse(study, runs, history_of(study, {name: [1.0] for name in numbers}))))
     assert drawing is not None
     assert "Of 1 condition some runs diverged or failed" in drawing.caption
+
+
+def test_what_a_family_of_six_seeds_cannot_show_one_contrast_can() -> None:
+    """The smallest p of six seeds is 2 / 2^6 = 0.031: under 0.05 for one contrast, above it for two."""
+    numbers = {name: np.random.default_rng(place).normal(size=6) for place, name in enumerate(LISTED)}
+    pair = listed(6, variants=[{"name": "base", "lr": 0.1}, {"name": "wide", "lr": 0.2}])
+    one, two = analysed(pair, {name: numbers[name] for name in LISTED[:2]}), analysed(numbers=numbers)
+    normal = "Intervals and verdicts suppose that differences between seeds are about normal."
+    assert one.limits[0] == two.limits[1] == normal
+    ranks = "Contrasts are with base only: they do not rank the other variants among each other."
+    assert ranks in two.limits
+    assert ranks not in one.limits
+
+
+def test_that_few_seeds_do_not_show_whether_differences_are_normal_is_said() -> None:
+    numbers = {name: np.random.default_rng(place).normal(size=5) for place, name in enumerate(LISTED)}
+    said = "differences between seeds are about normal, which 5 seeds can neither show nor refute."
+    assert analysed(numbers=numbers).limits[1].endswith(said)
+
+
+def test_most_pairs_that_any_contrast_has_are_the_seeds_that_limits_speak_of() -> None:
+    found = analysed(states={"wide-s0": "missing", "wide-s1": "missing", "wide-s2": "missing"})
+    assert found.contrasts.n.tolist() == [1, 4]
+    assert found.limits[0].startswith("With 4 seeds no exact paired test")
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_metric_of_test_data_is_said_to_flatter_what_it_chose_and_of_validation_it_is_not(part: str) -> None:
+    study = listed(metric=f"final/{part}_loss", base={**BASE, "validation": 0.2})
+    history = history_of(study, CURVES).assign(**{"val/loss": 1.0})
+    found = analyse(study, runs_of(study, NUMBERS), history)
+    assert any("a variant chosen by it will do a little worse" in line for line in found.limits) == (part == "test")
+    assert any("intervals are about other seeds, not about other data" in line for line in found.limits)
+
+
+def test_sentence_tells_of_more_seeds_only_where_a_number_would_do() -> None:
+    numbers = {"base": [1.0, 2.0, 4.0, 5.0], "wide": [1.5, 2.1, 4.9, 5.2], "deep": [1.1, 2.1, 4.1, 5.1]}
+    found = analysed(numbers=numbers)
+    open_, even = found.sentences[1:]
+    more = row(found.contrasts, "wide").more_seeds
+    assert open_.endswith(f"; about {more:.0f} more seeds would decide it if mean and spread stayed as they are.")
+    assert even.endswith("the difference is the same in every seed: no spread to judge by.")
