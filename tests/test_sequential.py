@@ -9,6 +9,7 @@ from harness.cells import StudyResult
 from harness.driver import run_study, until_decided
 from harness.errors import InputError
 from harness.launched import Launched
+from harness.limits import MOST_CELLS
 from harness.sequential import grown, looks
 from harness.study import Study
 
@@ -37,6 +38,13 @@ def test_looks_double_up_to_the_most() -> None:
     wanted = study("doubling", [0.01, 0.1])
     assert looks(wanted, 30) == [2, 4, 8, 16, 30]
     assert looks(wanted, 3) == [2, 3]
+
+
+def test_looks_end_where_the_cells_of_a_study_do() -> None:
+    wanted = study("large", [0.01, 0.1])
+    assert looks(wanted, MOST_CELLS // 2)[-1] == MOST_CELLS // 2
+    with pytest.raises(InputError, match=f"at most {MOST_CELLS} cells in all"):
+        looks(wanted, MOST_CELLS // 2 + 1)
 
 
 def test_new_seeds_follow_the_highest_of_the_studys_own() -> None:

@@ -13,7 +13,7 @@ from mlflow.entities import Param, Run, RunData, RunInfo, RunStatus, RunTag
 
 from harness.store import Store
 from harness.study import Cell, Study
-from harness.survey import DIGESTS, SETTLED, STATES, Standing, survey
+from harness.survey import DIGESTS, SETTLED, STATES, Standing, leaders, survey
 from harness.tracking import RunLog
 
 STATUSES = [RunStatus.to_string(status) for status in RunStatus.all_status()]
@@ -183,6 +183,22 @@ def test_run_that_a_live_process_holds_is_not_passed_over_for_a_newer_one() -> N
     runs = [run(CELL, "FAILED", "newer"), run(CELL, "RUNNING", "older")]
     found = standing(runs, held=lambda run_id: run_id == "older")
     assert (found.state, found.run.info.run_id) == ("running", "older")
+
+
+def test_run_that_a_live_process_holds_is_not_passed_over_for_a_newer_one_whose_process_is_gone() -> None:
+    found = standing([run(CELL, "RUNNING", "new"), run(CELL, "RUNNING", "old")], held=lambda run_id: run_id == "old")
+    assert (found.state, found.run.info.run_id) == ("running", "old")
+
+
+def test_of_cells_of_one_config_those_that_are_trained_copy_the_one_that_is_settled() -> None:
+    first, second, third = (
+        Standing(cell, state) for cell, state in zip(STUDY.cells, ("missing", "finished", "diverged"), strict=False)
+    )
+    digests = {found.cell.name: digest for found, digest in ((first, "same"), (second, "same"), (third, "other"))}
+    assert leaders([first, second, third], digests) == {"same": second.cell.name, "other": third.cell.name}
+    digests[third.cell.name] = "same"
+    assert leaders([first, third, second], digests) == {"same": third.cell.name}, "the first of those that are"
+    assert leaders([first], digests) == {"same": first.cell.name}
 
 
 def test_unfinished_run_of_this_config_comes_before_a_finished_one_of_another() -> None:
