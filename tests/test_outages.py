@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import resource
 import signal
 import socket
 import sqlite3
@@ -567,6 +568,21 @@ def test_journal_is_read_back_as_it_was_written_without_files_that_newer_ones_re
         assert (tmp_path / "journal").is_dir()
         read.drop()
     assert not (tmp_path / "journal").exists()
+
+
+def test_line_that_the_disk_has_no_room_for_is_taken_back_and_the_next_one_is_whole(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    journal.add(Entry(attempt=1, tags={"a": "1"}))
+    size, limits = journal.file.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="large"):
+            journal.add(Entry(attempt=1, tags={"b": "2" * 20_000}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert journal.file.stat().st_size == size
+    journal.add(Entry(attempt=1, tags={"c": "3"}))
+    assert [entry.tags for entry in Journal(tmp_path / "journal").waiting] == [{"a": "1"}, {"c": "3"}]
 
 
 def test_line_that_a_kill_cut_off_is_left_out_and_the_next_one_is_whole(tmp_path: Path) -> None:
