@@ -21,7 +21,7 @@ ALLOWED = {
     "low": "a finite number",
     "high": "a finite number above low",
     "log": "true or false",
-    "step": "a number above 0 that divides high - low",
+    "step": f"a number above 0 that divides high - low, into {MOST_LEVELS:,} parts at most",
     "choices": "a list of at least one level",
     "when": "a table of parameters, each with a list of levels, as {optimizer = ['sgd', 'momentum']}",
 }

@@ -37,6 +37,8 @@ def asked(search: Mapping[str, Any] = {}, space: dict[str, Any] = SPACE, **study
         ({"space": {"act": {"low": 0, "high": 1}}}, ["choices"]),
         ({"space": {"lr": {"low": 0.1, "high": 1.0, "setp": 0.1}}}, ["key='setp'", "nearest: step"]),
         ({"space": {"lr": {"low": 0.1, "high": 1.0, "step": 0.4}}}, ["step=0.4", "divides"]),
+        ({"space": {"lr": {"low": 1.0, "high": 2.0, "step": 9e-5}}}, ["step=9e-05", "divides"]),
+        ({"space": {"lr": {"low": 1.0, "high": 2.0, "step": 8e-5}}}, ["step=8e-05", "10,000"]),
         ({"space": {"hidden_dim": {"low": 1.5, "high": 8}}}, ["whole numbers"]),
         ({"space": {}}, ["no [space.PARAMETER]"]),
         ({"space": {**SPACE, "dropout": {"low": 0.0, "high": 0.5, "when": {"lr": [1]}}}}, ["when='lr'"]),
@@ -63,6 +65,17 @@ def test_space_that_could_not_be_searched_is_refused_in_one_line(given: dict[str
         asked(**given)
     assert "\n" not in (line := str(caught.value))
     assert all(word in line for word in words), line
+
+
+def test_stepped_range_has_all_its_levels_and_no_more_of_them_than_can_be_listed() -> None:
+    search = asked(space={"lr": {"low": 0.1, "high": 0.7, "step": 0.2}, "hidden_dim": {"low": 8, "high": 10, "step": 1}})
+    assert search.space["lr"].levels == (0.1, 0.3, 0.5, 0.7), "as they are written, not as floats add up"
+    assert search.space["hidden_dim"].levels == (8, 9, 10)
+    assert search.space["lr"].holds(0.3)
+    assert not search.space["lr"].holds(0.4)
+    most = asked(space={"lr": {"low": 1.0, "high": 2.0, "step": 1e-4}}).space["lr"].levels
+    assert most is not None
+    assert len(most) == 10_001
 
 
 def test_base_is_the_first_setting_where_the_space_holds_it() -> None:
