@@ -11,14 +11,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType
 
 import click
 
 from harness import version
 from harness.commands import DONE, FAILED, doctor, report, results, search, status, study, train, verify
-from harness.errors import HarnessError, InputError, WriteError, refusal
+from harness.errors import HOMELESS, HarnessError, InputError, WriteError, refusal
 from harness.interrupts import POLITE
 from harness.options import dashes
 from harness.screen import say
@@ -51,12 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(error)
     except OSError as error:  # a disk, in the middle of it
         _fail(WriteError(str(error)))
-    except Exception:
+    except Exception as error:
         if any(signal.getsignal(polite) == signal.SIG_IGN != before[polite] for polite in POLITE):
             say("interrupted", err=True)  # in the middle of an import, say, which made another error of it
             sys.exit(INTERRUPTED)
-        if not _at_home():  # MLflow asks for it when it is imported
-            _fail(InputError("HOME is not set, and this user has no home directory; set HOME to a folder"))
+        if isinstance(error, RuntimeError) and "home directory" in str(error):
+            _fail(InputError(HOMELESS))
         traceback.print_exc()
         sys.exit(FAILED)
     sys.exit(DONE)
@@ -96,14 +95,6 @@ def _lead_nowhere() -> None:
         elif stream is None:
             os.set_inheritable(number := os.open(os.devnull, os.O_RDWR), True)  # by workers
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
-
-
-def _at_home() -> bool:
-    """Whether Python can tell where the user is at home: not for an arbitrary number of a user, in a container say."""
-    try:
-        return bool(Path.home())
-    except RuntimeError:
-        return False
 
 
 def _fail(error: HarnessError) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import outage
-from harness.errors import StoreAway
-from harness.journal import Entry
+from harness.errors import StoreAway, WriteError
+from harness.journal import Entry, Journal
 from harness.numerics import option
 from harness.store import Store
 
@@ -28,16 +28,22 @@ class Delivery:
         journal = self.store.journals.get(self.run_id)
         if journal is None:
             return self.store.send(self.run_id, entry, content)
-        why = ""
-        if self.deliver():
-            try:
-                return self.store.send(self.run_id, entry, content)
-            except StoreAway as away:
-                why = str(away)
-        journal.add(entry, content)
-        if why:
-            self.store.say(f"kept     {why}")
+        if not self.deliver():
+            return self._keep(journal, entry, content)
+        try:
+            self.store.send(self.run_id, entry, content)
+        except StoreAway as away:
+            self._keep(journal, entry, content)
+            self.store.say(f"kept     {away}")
             self.store.say(f"         what it has not got waits in {journal.folder}")
+
+    def _keep(self, journal: Journal, entry: Entry, content: Path | None) -> None:
+        """Put an entry into the journal. Raises WriteError where the disk does not take it either."""
+        try:
+            journal.add(entry, content)
+        except OSError as error:
+            why = f"what it has not got cannot be kept in {journal.folder}: {error.strerror or error}"
+            raise WriteError(f"store {self.store.uri} does not answer, and {why}") from error
 
     def deliver(self, seconds: float = outage.SHARE) -> bool:
         """Give the store what waits for it, in order and for about so long; whether that was all."""

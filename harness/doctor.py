@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.config import slug
-from harness.errors import DataError, HarnessError, StoreError
+from harness.errors import HOMELESS, DataError, HarnessError, StoreError
 
 if TYPE_CHECKING:
     from harness.store import Store
@@ -141,6 +141,10 @@ def _machine() -> Iterator[Finding]:
 
 
 def _environment() -> Iterator[Finding]:
+    try:
+        Path.home()
+    except RuntimeError:
+        yield Finding("environment", "bad", HOMELESS)
     left = os.environ.get("MLFLOW_RUN_ID")
     if left:
         text = f"MLFLOW_RUN_ID={left}: the next run would be written into that one; unset it"

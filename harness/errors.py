@@ -21,6 +21,7 @@ import difflib
 from collections.abc import Iterable
 
 LONGEST = 800  # characters of a message; of a longer one the middle is left out
+HOMELESS = "HOME is not set, and this user has no home directory; set HOME to a folder"  # MLflow is not imported without one
 
 
 class HarnessError(Exception):

@@ -68,8 +68,9 @@ class Store:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for every locked file
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every second try
         with refused(self.uri), storefile.alone(self.file), outage.told(outage.IMPATIENT):
-            if self.file and storefile.make(self.file, _filled):
-                _engine(self.uri).dispose()  # of a store that was here before and was deleted
+            if self.file:
+                storefile.make(self.file, _filled)
+                _engine(self.uri).dispose()  # its connections may be to a file that was deleted, and made anew by whomever
             self.client = MlflowClient(self.uri)
             self.client.search_experiments(max_results=1)
 

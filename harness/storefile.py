@@ -17,6 +17,7 @@ from filelock import FileLock
 from harness.errors import StoreError, first_line
 
 SQLITE = "sqlite:///"
+BESIDE = ("-journal", "-wal", "-shm")  # how the names of the files end that sqlite keeps beside one
 
 
 def path_of(uri: str) -> Path | None:
@@ -67,24 +68,24 @@ def alone(path: Path | None) -> Iterator[None]:
         yield
 
 
-def make(path: Path, fill: Callable[[str], object]) -> bool:
+def make(path: Path, fill: Callable[[str], object]) -> None:
     """Have `fill` make a file that is not there, by another URI beside its place: one half made can never be used again.
 
-    No two that are made have that URI in common, by which MLflow would take the second for done. Whether one was made.
-
-    It is on the disk before it has its name, so `fill` need not wait for that at each step.
+    That URI is used once: MLflow remembers the stores that it has made by theirs. The file is on the disk before it has its
+    name, so `fill` need not wait for that at each step.
     Raises sqlite3.Error at once where it cannot be written; MLflow would try for two minutes.
     """
     for left in path.parent.glob(f".{escape(path.name)}.new*"):  # by a process that was killed
         left.unlink()
-    if missing := not path.exists():
+    if not path.exists():
         (new := path.with_name(f".{path.name}.new-{uuid4().hex[:8]}")).touch()
         fill(f"{SQLITE}{new}")
         with new.open("rb+") as file:
             os.fsync(file)
+        for kept in BESIDE:  # of a store that was deleted: sqlite would write back into the new one what they hold
+            path.with_name(path.name + kept).unlink(missing_ok=True)
         new.replace(path)
     knock(path, 30)
-    return missing
 
 
 def knock(path: Path, seconds: float) -> None:

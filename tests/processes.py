@@ -12,6 +12,8 @@ import time
 from contextlib import closing, suppress
 from pathlib import Path
 
+import psutil
+
 GIVEN_OUT = Path("/proc/sys/net/ipv4/ip_local_port_range")  # "32768	60999": those that the kernel chooses from
 SIGNALLED = """
 import os
@@ -30,9 +32,10 @@ def free_port() -> int:
     """One that nobody is given by chance, so that it is still free when a server has been imported."""
     below = int(GIVEN_OUT.read_text(encoding="ascii").split()[0]) if GIVEN_OUT.exists() else 32768
     while True:
+        port = random.SystemRandom().randrange(10_000, below) if below > 20_000 else 0  # where all are given out, any
         with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port := random.SystemRandom().randrange(10_000, below)))
-            return port
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
 
 
 def harness_that_sends_itself(how: signal.Signals, epoch: int) -> list[str]:
@@ -41,17 +44,53 @@ def harness_that_sends_itself(how: signal.Signals, epoch: int) -> list[str]:
 
 
 def stop(pid: int, store: Path, seconds: float = 60) -> None:
-    """SIGSTOP a process outside of a transaction: in the middle of one it would keep the sqlite store locked.
-
-    Raises ProcessLookupError where it has ended.
-    """
+    """SIGSTOP a process outside of a transaction: in the middle of one it would keep the sqlite store locked."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         os.kill(pid, signal.SIGSTOP)
         with suppress(sqlite3.OperationalError):
             with closing(sqlite3.connect(store, timeout=0.5, isolation_level=None)) as file:
-                file.execute("BEGIN IMMEDIATE")
+                file.execute("BEGIN EXCLUSIVE")
             return
         os.kill(pid, signal.SIGCONT)
         time.sleep(0.01)
     raise TimeoutError(f"{pid} was in a transaction whenever it was stopped")
+
+
+def column(store: Path, query: str) -> list[str]:
+    """What a sqlite store has, read beside MLflow and whoever writes; nothing before it is made.
+
+    `rw`: what a writer that was killed has left half done, a reader takes back.
+    """
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{store}?mode=rw", uri=True, timeout=10)) as file:
+        return [value for (value,) in file.execute(query)]
+    return []
+
+
+def runs_held(pid: int) -> set[str]:
+    """The runs whose locks a process has open."""
+    with suppress(psutil.Error):
+        names = (Path(file.path).name for file in psutil.Process(pid).open_files())
+        return {name.removeprefix("harness-").removesuffix(".lock") for name in names if name.startswith("harness-")}
+    return set()
+
+
+def children(pid: int) -> list[psutil.Process]:
+    """Of a process that may be gone."""
+    with suppress(psutil.Error):
+        return psutil.Process(pid).children()
+    return []
+
+
+def is_fork(process: psutil.Process) -> bool:
+    """Whether it is the server of forks, or one of them."""
+    with suppress(psutil.Error):
+        return "forkserver" in " ".join(process.cmdline())
+    return False
+
+
+def listens(process: psutil.Process) -> bool:
+    """Whether others can connect to it."""
+    with suppress(psutil.Error):
+        return any(connection.status == psutil.CONN_LISTEN for connection in process.net_connections("tcp"))
+    return False

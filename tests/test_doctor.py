@@ -19,7 +19,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from processes import free_port, stop
+from processes import column, free_port, stop
 
 from harness.data import DATASETS, files
 from harness.doctor import BITS, THREADS, Finding, examine
@@ -347,10 +347,8 @@ def until(reached: Callable[[], object], seconds: float = 90) -> None:
 
 
 def status(folder: Path, query: str = "select status from runs") -> list[str]:
-    """A column, read beside MLflow and whoever writes. `rw`: a reader takes back what a killed writer left half done."""
-    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{folder}/mlflow.db?mode=rw", uri=True, timeout=10)) as file:
-        return sorted(value for (value,) in file.execute(query))
-    return []
+    """A column, sorted."""
+    return sorted(column(folder / "mlflow.db", query))
 
 
 def epochs(folder: Path) -> int:

@@ -27,7 +27,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from processes import free_port
 
-from harness.errors import HarnessError, InputError, StoreAway
+from harness.errors import HarnessError, InputError, StoreAway, WriteError
 from harness.journal import Entry, Journal
 from harness.outage import IMPATIENT, is_outage, told
 from harness.store import Store
@@ -35,7 +35,7 @@ from harness.tracking import RunLog
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 30  # of a third of a second and more
-LONGEST = 40  # seconds from one epoch to the next, whatever the store does: 20 of waiting, on a machine that is busy
+LONGEST = 30  # seconds from one epoch to the next, whatever the store does
 TRAIN = ("train", "--dataset", "mnist_5k", "--epochs", str(EPOCHS), "--hidden-dim", "256", "--batch-size", "8", "--lr", "0.001")
 TOML = f"""
 name = "small"
@@ -515,6 +515,26 @@ def test_journal_of_a_run_that_went_on_elsewhere_is_void(store: Store) -> None:
     assert not store.journal_folder(log.id).exists()
 
 
+def test_what_finds_no_room_in_the_journal_either_is_not_said_to_be_kept(store: Store) -> None:
+    said: list[str] = []
+    store.say = said.append
+    log = RunLog(store, store.create("e", "r"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with log.alone(), closing(sqlite3.connect(path(store))) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        away(store)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        try:
+            for step in (1, 2):
+                with pytest.raises(WriteError, match=r"does not answer, and .* cannot be kept in .*: File too large"):
+                    log.metrics({"loss": 1.0}, step)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert said == []
+    away(store)
+    assert "loss" not in store.get(log.id).data.metrics
+
+
 def test_refused_value_and_deleted_run_fail_at_once_and_are_not_kept(store: Store) -> None:
     log = RunLog(store, store.create("e", "r"))
     with log.alone():
@@ -581,6 +601,7 @@ def test_line_that_the_disk_has_no_room_for_is_taken_back_and_the_next_one_is_wh
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert journal.file.stat().st_size == size
+    assert len(journal.waiting) == 1
     journal.add(Entry(attempt=1, tags={"c": "3"}))
     assert [entry.tags for entry in Journal(tmp_path / "journal").waiting] == [{"a": "1"}, {"c": "3"}]
 

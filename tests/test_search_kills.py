@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_kills import ROOT, Cluster, Driver, Place, all_gone, runs_held, stop_one_that_trains
+from processes import runs_held
+from test_kills import ROOT, Cluster, Driver, Place, all_gone, stop_one_that_trains
 
 TOML = """
 name = "small"

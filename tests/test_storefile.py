@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.engine import Engine
 
 from harness import storefile
-from harness.store import Store
+from harness.store import Store, schema
 
 LEFT_TO_THE_SYSTEM, SAFE = 0, 2  # of sqlite's `synchronous`: what waits for the disk
 
@@ -96,6 +98,49 @@ def test_a_store_that_was_deleted_is_made_anew_in_the_same_process(tmp_path: Pat
         store.end(ids[-1], "FINISHED")
         (tmp_path / "mlflow.db").unlink()
     assert not list(tmp_path.glob(".mlflow.db.new*"))
+
+
+ANOTHER = """
+import sys
+from harness.store import Store
+print(Store(sys.argv[1]).create("somewhere", "theirs").info.run_id)
+"""
+
+
+def test_a_store_that_another_process_made_anew_is_that_one_here_too(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    Store(uri).create("somewhere", "mine")
+    (tmp_path / "mlflow.db").unlink()
+    theirs = subprocess.run([sys.executable, "-c", ANOTHER, uri], capture_output=True, text=True, check=True).stdout.strip()
+    store = Store(uri)
+    assert [run.info.run_id for run in store.runs("somewhere")] == [theirs]
+    assert store.get(theirs).info.run_name == "theirs"
+    store.end(theirs, "FINISHED")
+
+
+INTERRUPTED = """
+import os, sqlite3, sys
+file = sqlite3.connect(sys.argv[1], isolation_level=None)
+file.execute("PRAGMA cache_size = 1")  # what does not fit goes to the file, and what was there to the journal
+file.execute("BEGIN")
+file.execute("UPDATE tags SET value = value || hex(randomblob(200))")
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_writer_left_of_a_deleted_store_does_not_come_into_the_new_one(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    store = Store(uri)
+    for number in range(20):
+        store.create("somewhere", "old", tags={f"tag{place}": "x" * 500 for place in range(number)})
+    subprocess.run([sys.executable, "-c", INTERRUPTED, str(tmp_path / "mlflow.db")], check=False)
+    assert (tmp_path / "mlflow.db-journal").stat().st_size > 0
+    (tmp_path / "mlflow.db").unlink()
+    store = Store(uri)
+    assert store.runs("somewhere") == []
+    run_id = store.create("somewhere", "new").info.run_id
+    assert [run.info.run_id for run in store.runs("somewhere")] == [run_id]
+    storefile.check(tmp_path / "mlflow.db", schema())
 
 
 def test_what_is_half_made_is_cleared_away_whatever_the_store_is_called(tmp_path: Path) -> None:
