@@ -134,7 +134,7 @@ class Place:
 SHORT_LEASE = "from harness import cli, engine; engine.SILENCE = {}; cli.run()"  # seconds that a worker may be silent
 SLACK = 60 * 2**20  # bytes that one which is starved has left
 STARVED = f"""
-from harness import cli, engine
+from harness import engine
 class Starved(engine.Newborn):
     def setup(self, worker):
         import psutil, resource
@@ -142,7 +142,6 @@ class Starved(engine.Newborn):
         limit = psutil.Process().memory_info().vms + {SLACK}
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 engine.Newborn = Starved
-cli.run()
 """
 
 
@@ -469,7 +468,9 @@ def test_failure_in_a_worker_stops_all_where_that_is_asked_for_and_the_same_comm
 ) -> None:
     place = Place(tmp_path)
     (place.folder / "small.toml").write_text(HUNGRY, encoding="utf-8")
-    drivers.append(driver := Driver(place, "--workers", "2", "--fail-fast", code=STARVED))
+    (place.folder / "starved.py").write_text(STARVED, encoding="utf-8")  # workers import it by this name
+    starved = "import starved; from harness import cli; cli.run()"
+    drivers.append(driver := Driver(place, "--workers", "2", "--fail-fast", code=starved))
     code, out, err = driver.end()
     assert (code, err) == (1, ""), err
     before = place.cells()
