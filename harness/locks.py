@@ -37,8 +37,7 @@ class Locks:
         """
         lock = FileLock(self._file(name))
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=seconds)
+            lock.acquire(timeout=seconds)  # which makes the folder
         except Timeout:
             raise
         except OSError as error:

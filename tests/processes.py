@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-GIVEN_OUT = Path("/proc/sys/net/ipv4/ip_local_port_range")  # "32768	60999": those that the kernel chooses from
+GIVEN_OUT = Path("/proc/sys/net/ipv4/ip_local_port_range")  # "32768 60999": those that the kernel chooses from
 SIGNALLED = """
 import os
 from harness import cli, recorder
