@@ -20,7 +20,7 @@ from uuid import uuid4
 import dask
 import torch
 from dask.system import CPU_COUNT
-from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin, get_worker, rpc, wait
+from distributed import Client, KilledWorker, LocalCluster, Status, WorkerPlugin, get_worker, rpc, wait
 from distributed.worker import thread_state  # type: ignore[attr-defined]
 
 from harness import nursery
@@ -272,9 +272,15 @@ def _task(what: Work, topic: str, ours: bool) -> Came:
     except Exception as error:  # the store cannot be reached from here, say
         came = {lane.run_id: _line(error) for lane in what.lanes}
     if ours and any(isinstance(why, str) for why in came.values()):
-        me.loop.add_callback(me.loop.call_later, PARTING, os.kill, os.getpid(), signal.SIGKILL)
+        me.loop.add_callback(_part, me)
         raise Broken(came)  # an error is sent at once, where a result would lie here until it is asked for
     return came
+
+
+def _part(worker: Any) -> None:
+    """Take no other task, which this process would fail as well, and die once the last words are said."""
+    worker.status = Status.paused
+    worker.loop.call_later(PARTING, os.kill, os.getpid(), signal.SIGKILL)
 
 
 def _codes(configs: Sequence[RunConfig]) -> list[str]:
