@@ -87,10 +87,3 @@ def is_fork(process: psutil.Process) -> bool:
     with suppress(psutil.Error):
         return "forkserver" in " ".join(process.cmdline())
     return False
-
-
-def listens(process: psutil.Process) -> bool:
-    """Whether others can connect to it."""
-    with suppress(psutil.Error):
-        return any(connection.status == psutil.CONN_LISTEN for connection in process.net_connections("tcp"))
-    return False
