@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from benchmarks.around import store
 from benchmarks.ours import lanes
@@ -84,6 +85,8 @@ def chart(path: Path, title: str, x: str, panels: Sequence[tuple[str, Mapping[st
         ax.set(xlabel=x, ylabel=unit, xscale="log", yscale="log")
         ticks = sorted({n for points in curves.values() for n in points})
         ax.set_xticks(ticks, [f"{n:,}" for n in ticks], rotation=45)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:,g}")
         ax.minorticks_off()
         ax.grid(alpha=0.3)
         ax.legend(frameon=False)
