@@ -75,7 +75,7 @@ def stored(count: int, data_dir: str) -> Mapping[str, float]:
 
 
 def chart(path: Path, title: str, x: str, panels: Sequence[tuple[str, Mapping[str, Points], str]]) -> None:
-    """One panel for each (unit, curves by name, key of the points), x in powers of two."""
+    """One panel for each (unit, curves by name, key of the points), both axes logarithmic."""
     figure = Figure(figsize=(4.6 * len(panels), 3.4), dpi=120, layout="constrained")
     for ax, (unit, curves, key) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for (name, points), (colour, marker) in zip(

@@ -278,9 +278,9 @@ def _task(what: Work, topic: str, ours: bool) -> Came:
 
 
 def _part(worker: Any) -> None:
-    """Take no other task, which this process would fail as well, and die once the last words are said."""
-    worker.status = Status.paused
+    """Die when the time for the last words is over, and until then take no other task, which would fail here as well."""
     worker.loop.call_later(PARTING, os.kill, os.getpid(), signal.SIGKILL)
+    worker.status = Status.paused  # this second, as it may want memory too
 
 
 def _codes(configs: Sequence[RunConfig]) -> list[str]:

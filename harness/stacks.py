@@ -13,7 +13,7 @@ from harness.config import FIELDS
 from harness.plan import Plan
 from harness.training import MAY_DIFFER, sample_counts
 
-MOST_LANES = 16  # wider stacks gain nothing, however small the network
+MOST_LANES = 16  # wider stacks of the smallest networks are slower on AMD's EPYC, if faster on Intel's Xeon
 LAST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")  # "32768K", on Linux
 MOST_ROOM = 16 * 2**20  # bytes: one core has no more of a cache that a hundred share
 # Seconds on one core of an AMD EPYC (AVX2), from the parts of a training step; only their ratios matter for cutting.
