@@ -68,8 +68,8 @@ class Journal:
         except OSError:
             os.truncate(self.file, whole)  # half a line would spoil the next one
             raise
-        for void in self._append(entry):
-            self.place(void).unlink(missing_ok=True)
+        for place in self._append(entry):
+            place.unlink(missing_ok=True)
 
     def place(self, entry: Entry) -> Path:
         """Where the file of an entry lies."""
@@ -93,13 +93,14 @@ class Journal:
         self.waiting.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _append(self, entry: Entry) -> list[Entry]:
-        """Put an entry behind the others; returns those that it makes void."""
+    def _append(self, entry: Entry) -> list[Path]:
+        """Put an entry behind the others; returns the files of those that it makes void."""
         void = [before for before in self.waiting if entry.artifact and before.artifact == entry.artifact]
         if void:
             self.waiting = deque(before for before in self.waiting if before not in void)
         self.waiting.append(entry)
-        return [before for before in void if before.sha256 != entry.sha256]
+        needed = {self.place(left) for left in self.waiting}  # the same file may have been written again
+        return [place for before in void if (place := self.place(before)) not in needed]
 
     def _read(self) -> list[Entry]:
         if not self.file.is_file():

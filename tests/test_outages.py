@@ -590,6 +590,19 @@ def test_journal_is_read_back_as_it_was_written_without_files_that_newer_ones_re
     assert not (tmp_path / "journal").exists()
 
 
+@pytest.mark.parametrize("folder", ["a", "b"])
+def test_file_of_the_same_content_and_name_as_one_that_was_replaced_waits_on(folder: str, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    (tmp_path / "file").write_bytes(b"same")
+    journal.add(Entry(attempt=1, artifact="a/file"), tmp_path / "file")
+    journal.add(Entry(attempt=1, artifact=f"{folder}/file"), tmp_path / "file")
+    if folder == "b":
+        (tmp_path / "file").write_bytes(b"other")
+        journal.add(Entry(attempt=1, artifact="a/file"), tmp_path / "file")
+    waiting = {entry.artifact: journal.content(entry).read_bytes() for entry in journal.waiting}
+    assert waiting == {"a": {"a/file": b"same"}, "b": {"b/file": b"same", "a/file": b"other"}}[folder]
+
+
 def test_line_that_the_disk_has_no_room_for_is_taken_back_and_the_next_one_is_whole(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
     journal.add(Entry(attempt=1, tags={"a": "1"}))
