@@ -19,7 +19,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from processes import column, free_port, stop
+from processes import column, stop
+from servers import served
 
 from harness.data import DATASETS, files
 from harness.doctor import BITS, THREADS, Finding, examine
@@ -583,30 +584,21 @@ def test_a_project_of_somebody_else_that_logs_nothing_yet_is_left_alone(
     assert [run.info.status for run in all_runs(client).values()] == ["RUNNING", "RUNNING"]
 
 
-def answers(port: int) -> bool:
-    with socket.socket() as asking:
-        return asking.connect_ex(("127.0.0.1", port)) == 0
-
-
 @pytest.mark.slow
 def test_runs_of_a_server_are_left_with_the_reason_why(tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
     """Which processes hold them only their machine can see, and a run does not say which machine that is."""
-    uri = f"http://127.0.0.1:{(port := free_port())}"
-    served = ("--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--port", str(port), "--workers", "1")
-    processes.append(start(tmp_path, str(MLFLOW), "server", *served, "--artifacts-destination", str(tmp_path / "artifacts")))
-    until(lambda: answers(port) or processes[-1].poll() is not None)
-    assert processes[-1].poll() is None, processes[-1].communicate()[0][-2000:]
-    (tmp_path / "elsewhere").mkdir()
-    processes.append(train(tmp_path / "elsewhere", *LONG, MLFLOW_TRACKING_URI=uri))
-    until(lambda: epochs(tmp_path) > 1)
-    kill(processes[-1])
-    project(tmp_path)
-    client = MlflowClient(uri)
-    tags = {"mlflow.source.type": "PROJECT", "mlflow.project.env": "conda"}
-    theirs = client.create_run("0", tags=tags).info.run_id
-    code, findings = doctor(tmp_path / "elsewhere", "--reap", "--older-than", "0", MLFLOW_TRACKING_URI=uri)
-    assert code == 0
-    (left,) = (finding for finding in findings if finding.about == "runs" and finding.state == "warn")
-    (run_id,) = set(all_runs(client)) - {theirs}
-    assert re.search(f"{run_id} .* only where a store is a file; .* harness train --resume {run_id}", left.text)
-    assert {run.info.run_id: run.info.status for run in all_runs(client).values()} == {run_id: "RUNNING", theirs: "KILLED"}
+    with served(tmp_path, tmp_path / "mlflow.db") as server:
+        (tmp_path / "elsewhere").mkdir()
+        processes.append(train(tmp_path / "elsewhere", *LONG, MLFLOW_TRACKING_URI=server.uri))
+        until(lambda: epochs(tmp_path) > 1)
+        kill(processes[-1])
+        project(tmp_path)
+        client = MlflowClient(server.uri)
+        tags = {"mlflow.source.type": "PROJECT", "mlflow.project.env": "conda"}
+        theirs = client.create_run("0", tags=tags).info.run_id
+        code, findings = doctor(tmp_path / "elsewhere", "--reap", "--older-than", "0", MLFLOW_TRACKING_URI=server.uri)
+        assert code == 0
+        (left,) = (finding for finding in findings if finding.about == "runs" and finding.state == "warn")
+        (run_id,) = set(all_runs(client)) - {theirs}
+        assert re.search(f"{run_id} .* only where a store is a file; .* harness train --resume {run_id}", left.text)
+        assert {run.info.run_id: run.info.status for run in all_runs(client).values()} == {run_id: "RUNNING", theirs: "KILLED"}

@@ -10,18 +10,15 @@ import os
 import statistics
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from processes import free_port
 from scipy import stats
+from servers import served
 
 import harness
 from harness import frames
@@ -451,38 +448,6 @@ def test_reading_loads_no_torch(launched: dict[str, Run]) -> None:
     assert done.stdout == "[15, 39, 5, 3] set()\n"
 
 
-@contextmanager
-def server(folder: Path, store: str, log: Path) -> Iterator[str]:
-    """A real tracking server over a store; yields its address once it answers."""
-    uri = f"http://127.0.0.1:{(port := free_port())}"
-    options = ("--backend-store-uri", store, "--artifacts-destination", str(folder / "served"), "--workers", "1")
-    env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), *options],
-            cwd=folder,
-            env=env,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
-        try:
-            deadline = time.monotonic() + 120
-            while True:
-                try:
-                    with urllib.request.urlopen(f"{uri}/health", timeout=5) as answer:
-                        assert answer.status == 200
-                        break
-                except OSError:
-                    assert process.poll() is None, log.read_text(errors="replace")
-                    assert time.monotonic() < deadline, log.read_text(errors="replace")
-                    time.sleep(0.2)
-            yield uri
-        finally:
-            os.killpg(process.pid, 9)
-            process.wait(timeout=30)
-
-
 @pytest.mark.slow
 def test_a_server_gives_the_same_frames_as_its_file(
     place: Path,
@@ -496,18 +461,18 @@ def test_a_server_gives_the_same_frames_as_its_file(
         return [harness.runs(name), harness.history(name), harness.summary(name), by, harness.compare(name)]
 
     here = read("tiny")
-    with server(tmp_path, f"sqlite:///{place}/mlflow.db", tmp_path / "log") as uri:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with served(tmp_path, place / "mlflow.db") as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
         there = read("tiny")
         # and one whose files lie with the server: the artifacts come over HTTP
         far = STUDY.model_dump() | {"name": "far", "seeds": (0, 1), "factors": {"init": ("kaiming",)}}
         harness.run_study(Study(**far), workers=0, say=lambda line: None)
-        served = read("far")
+        far_away = read("far")
     printed = "".join(capfd.readouterr())
     for mine, theirs in zip(here, there, strict=True):
         pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
-    assert list(served[0].state) == ["finished", "finished"]
+    assert list(far_away[0].state) == ["finished", "finished"]
     drop = ["run_id", "variant", "state", "time/epoch_seconds"]
     ours = here[1][here[1].variant == "init=kaiming"].drop(columns=drop).reset_index(drop=True)
-    pd.testing.assert_frame_equal(served[1].drop(columns=drop), ours, check_exact=True)
+    pd.testing.assert_frame_equal(far_away[1].drop(columns=drop), ours, check_exact=True)
     assert printed == "", "MLflow's own lines and bars would stand between ours"

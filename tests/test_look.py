@@ -6,8 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from playwright.sync_api import Page, expect
-from processes import free_port
+from servers import served
 
 from harness import chart
 
@@ -69,30 +67,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("looks")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    port = free_port()
-    serve = ["server", "--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "mlflow", *serve], cwd=folder, stdout=log, stderr=log)
-        try:
-            address = f"http://127.0.0.1:{port}"
-            wait_for(address, server)
-            yield Site(address, done.stdout, runs)
-        finally:
-            server.terminate()
-            server.wait(30)
-
-
-def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
-    """Return when the server answers."""
-    end = time.monotonic() + 120
-    while True:
-        assert server.poll() is None, "the server has ended"
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5):
-                return
-        except OSError:
-            assert time.monotonic() < end, "the server does not answer"
-            time.sleep(0.2)
+    with served(folder, folder / "mlflow.db") as server:
+        yield Site(server.uri, done.stdout, runs)
 
 
 DRAWN = """() => Object.fromEntries([...document.querySelectorAll('.js-plotly-plot')].filter(plot => plot.data).map(plot => [

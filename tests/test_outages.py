@@ -14,10 +14,8 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from processes import free_port
+from servers import Server, served
 
 from harness.errors import HarnessError, InputError, StoreAway, WriteError
 from harness.journal import Entry, Journal
@@ -53,58 +52,10 @@ act = ["tanh", "relu"]
 """
 
 
-@dataclass
-class Server:
-    """A real `mlflow server`, which can be killed and started again on the same store and port."""
-
-    folder: Path
-    port: int = field(default_factory=free_port)
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> Server:
-        backend = (
-            "--backend-store-uri",
-            f"sqlite:///{self.folder}/served.db",
-            "--artifacts-destination",
-            f"{self.folder}/served",
-        )
-        where = ("--host", "127.0.0.1", "--port", str(self.port), "--workers", "1")
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-        with (self.folder / "server.log").open("ab") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", "--workers", "1", *backend, *where],
-                cwd=self.folder,
-                env={**clean, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # ten processes more
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + 120
-        while True:
-            with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
-                assert answer.status == 200
-                return self
-            assert self.process.poll() is None, (self.folder / "server.log").read_text(errors="replace")
-            assert time.monotonic() < deadline, (self.folder / "server.log").read_text(errors="replace")
-            time.sleep(0.2)
-
-    def send(self, how: signal.Signals) -> None:
-        assert self.process
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, how)
-        if how == signal.SIGKILL:
-            self.process.wait(timeout=30)
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    started = Server(tmp_path).start()
-    yield started
-    started.send(signal.SIGKILL)
+    with served(tmp_path, tmp_path / "served.db") as server:
+        yield server
 
 
 class Harness:

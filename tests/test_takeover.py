@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from processes import free_port, harness_that_sends_itself
+from processes import harness_that_sends_itself
+from servers import served
 
 import harness
 from harness.config import RunConfig
@@ -34,33 +32,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real tracking server; its address."""
     folder = tmp_path_factory.mktemp("server")
     Store(f"sqlite:///{folder}/mlflow.db")
-    uri = f"http://127.0.0.1:{(port := free_port())}"
-    where = ("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "served"))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *where],
-        cwd=folder,
-        env={key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                with urllib.request.urlopen(f"{uri}/health", timeout=5):
-                    break
-            except OSError:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("MLFLOW_TRACKING_URI", uri)
-            patch.delenv("MLFLOW_RUN_ID", raising=False)
-            yield uri
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=30)
+    with served(folder, folder / "mlflow.db") as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        patch.delenv("MLFLOW_RUN_ID", raising=False)
+        yield server.uri
 
 
 @pytest.mark.slow
