@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 import harness
 from harness import launch as harness_launch
@@ -98,7 +99,7 @@ def snapshot(client: MlflowClient, study: str) -> dict[str, dict[str, Any]]:
 
 
 def folder(run: Run) -> Path:
-    return Path(str(run.info.artifact_uri).removeprefix("file://"))
+    return Path(local_file_uri_to_path(run.info.artifact_uri))
 
 
 # what a launch leaves

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.utils.file_utils import local_file_uri_to_path
 from scipy import stats
 from servers import served
 
@@ -90,7 +91,7 @@ def launched(place: Path, client: MlflowClient) -> dict[str, Run]:
 
 
 def artifact(run: Run, name: str) -> Path:
-    return Path(run.info.artifact_uri.removeprefix("file://")) / name
+    return Path(local_file_uri_to_path(run.info.artifact_uri)) / name
 
 
 def values(launched: dict[str, Run], variant: str, metric: str, seeds: Sequence[int]) -> list[float]:

@@ -23,6 +23,7 @@ import pytest
 from distributed import Client
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.utils.file_utils import local_file_uri_to_path
 from processes import children, column, free_port, is_fork, runs_held, stop
 
 import harness
@@ -268,7 +269,7 @@ def interrupted(place: Place, whole: Content, drivers: list[Driver], send: Calla
     told = f"{len(killed)} cells are left; the same command goes on from there, and from their checkpoints"
     assert re.search(rf"^killed +{told}$", out, re.MULTILINE)
     for run in killed:
-        kept = Path(str(run.info.artifact_uri).removeprefix("file://")) / "checkpoints" / "last.safetensors"
+        kept = Path(local_file_uri_to_path(run.info.artifact_uri)) / "checkpoints" / "last.safetensors"
         steps = {m.step for m in place.client.get_metric_history(run.info.run_id, "test/loss")}
         assert kept.is_file() or not steps - {0, 1}, (run.info.run_name, steps)
         assert "error" not in run.data.tags

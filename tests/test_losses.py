@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 import harness
 from harness import data
@@ -140,7 +141,7 @@ def test_lane_resumed_with_weights_that_overflow_diverges_and_its_neighbours_kee
     with pytest.raises(KeyboardInterrupt):
         harness.run_study(study, workers=0, probe=False, watch=stop, say=lambda line: None)
     for name, (tensor, largest) in LARGEST.items():
-        path = Path(str(runs("resumed", place)[name].info.artifact_uri).removeprefix("file://"), "checkpoints/last.safetensors")
+        path = Path(local_file_uri_to_path(runs("resumed", place)[name].info.artifact_uri), "checkpoints/last.safetensors")
         last = Checkpoint.load(path)
         assert last.epoch == 2
         grown = last.state[tensor] * (largest / last.state[tensor].abs().max())
@@ -196,7 +197,7 @@ def test_lane_whose_end_cannot_be_written_leaves_its_neighbours_alone(place: Pat
 
     with pytest.raises(KeyboardInterrupt):
         harness.run_study(study, workers=0, probe=False, watch=stop, say=lambda line: None)
-    artifacts = Path(str(runs(study.name, place)["hot"].info.artifact_uri).removeprefix("file://"))
+    artifacts = Path(local_file_uri_to_path(runs(study.name, place)["hot"].info.artifact_uri))
     (artifacts / "history.csv").mkdir()
     result = harness.run_study(study, workers=0, probe=False, say=lambda line: None)
     assert (result.trained, list(result.failed)) == (1, ["hot-s0"])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 import harness
 from harness import training
@@ -68,7 +69,7 @@ def outcome(study: Study, place: Path) -> Outcome:
     client = MlflowClient(f"sqlite:///{place}/mlflow.db")
     experiment = client.get_experiment_by_name(study.name)
     (run,) = client.search_runs([experiment.experiment_id], f"tags.study = '{study.name}'")
-    artifacts = Path(str(run.info.artifact_uri).removeprefix("file://"))
+    artifacts = Path(local_file_uri_to_path(run.info.artifact_uri))
     table = list(csv.DictReader((artifacts / "history.csv").read_text(encoding="utf-8").splitlines()))
     keys = sorted(run.data.metrics)
     history = {key: client.get_metric_history(run.info.run_id, key) for key in keys}

@@ -25,6 +25,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 import harness
 from harness.cli import main
@@ -312,7 +313,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         # a run that failed, and will again: a folder lies where its last file goes
         broken = begun["plain-s0"]
         client.set_terminated(broken.info.run_id, "FAILED")
-        (kept := Path(broken.info.artifact_uri.removeprefix("file://")) / "history.csv").unlink()
+        (kept := Path(local_file_uri_to_path(broken.info.artifact_uri)) / "history.csv").unlink()
         kept.mkdir()
         failing = ask(*LAUNCH)
         shutil.rmtree(kept)
