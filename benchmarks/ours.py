@@ -70,7 +70,7 @@ def limit(config: RunConfig, data: Data, part: str = "both", dense: bool = False
         forward, gradient_of_first = product(x[0], w[0], y[0]), product(x[0].mT, y[0], dw[0])
         weights, gradient = (torch.rand(arch.parameters, generator=generator) for _ in range(2))
         moments = tuple([torch.rand(arch.parameters, generator=generator)] for _ in rule.moments)
-        rows = Rows([weights], [gradient], moments, [torch.ones(())], 1e-6, 0.0)
+        update = rule.update(Rows([weights], [gradient], moments, [torch.ones(())], 1e-6, 0.0))
 
         def epoch() -> float:
             with exact_arithmetic():
@@ -89,7 +89,7 @@ def limit(config: RunConfig, data: Data, part: str = "both", dense: bool = False
                         for norm in norms:
                             norm()
                     if part != "products":
-                        rule.step(rows)
+                        update()
                 return time.perf_counter() - began
 
         return epoch
@@ -129,7 +129,7 @@ NORM_KERNELS: Mapping[type, Callable[[int, int], Callable[[], None]]] = {
 def step(config: RunConfig, data: Data, count: int) -> Mapping[str, float]:
     """Microseconds of each part of a step for each lane, by the calls that the loop makes; the clock itself is in them."""
     configs = [config.replace(seed=seed, epochs=1000, dataset=data.name) for seed in range(count)]
-    optimizer, times, clock = OPTIMIZERS[config.optimizer], defaultdict[str, float](float), time.perf_counter
+    times, clock = defaultdict[str, float](float), time.perf_counter
     with exact_arithmetic():
         stack = Stack.of(architecture(config), configs, data)
         for _ in range(2):  # the first warms up
@@ -159,9 +159,10 @@ def step(config: RunConfig, data: Data, count: int) -> Mapping[str, float]:
                     for call in calls:
                         call()
                     lap(part)
-                stack.steps.add_(stack.one)
-                for rows in stack.rows:
-                    optimizer.step(rows)
+                stack.steps += 1
+                stack.counter.fill_(stack.steps)
+                for update in stack.updates:
+                    update()
                 lap(config.optimizer)
                 taken += 1
             for lane in range(count):

@@ -126,7 +126,7 @@ class Recorder:
         """Log an epoch's metrics, then the checkpoints at its end: first the best, if it is that, then the last."""
         self.log.check_mine()
         best = min((past.curves[self.chosen_by] for past in self.history if past.epoch), default=math.inf)
-        state, moments, steps = stack.network.state(lane), stack.moments(lane), int(stack.steps)
+        state, moments, steps = stack.network.state(lane), stack.moments(lane), stack.steps
         self.history.append(replace(done, state_digest=state_digest(state)))
         self.log.epoch(done)
         if done.epoch == 0:
@@ -172,7 +172,7 @@ class Recorder:
             lost=tuple(self.lost),
         )
         if self.models:
-            log.model(as_module(plan.arch, state, int(stack.steps)), plan.data.test[:4].images.cpu(), end.epoch)
+            log.model(as_module(plan.arch, state, stack.steps), plan.data.test[:4].images.cpu(), end.epoch)
         log.tags(
             {
                 **digests,

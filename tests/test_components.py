@@ -326,7 +326,7 @@ def test_optimizer_is_torchs_over_twenty_steps(name: str, lr: float, weight_deca
         rows.gradients[0].copy_(leaf.grad)
         reference.step()
         rows.steps[0].add_(1)
-        OPTIMIZERS[name].step(rows)
+        OPTIMIZERS[name].update(rows)()
         torch.testing.assert_close(rows.weights[0], leaf.detach(), rtol=1e-10, atol=1e-12)
 
 
@@ -336,7 +336,7 @@ def test_optimizer_leaves_the_padding_at_zero(name: str) -> None:
     for _ in range(3):
         rows.gradients[0][:50] = draw(50, dtype=torch.float32)
         rows.steps[0].add_(1)
-        OPTIMIZERS[name].step(rows)
+        OPTIMIZERS[name].update(rows)()
         assert rows.weights[0][:50].all()
         assert not rows.weights[0][50:].any()
 
@@ -355,7 +355,7 @@ def test_optimizer_of_a_lane_has_the_bits_that_it_has_alone(name: str, weight_de
                 rows.steps[0].fill_(step + 1)
                 for row, gradient in zip(rows.gradients, its, strict=True):
                     row[:size] = gradient
-                OPTIMIZERS[name].step(rows)
+                OPTIMIZERS[name].update(rows)()
         assert all(torch.equal(stack.weights[k], alone[k].weights[0]) for k in range(3))
 
 
@@ -365,7 +365,7 @@ def test_optimizer_goes_down_a_bowl(name: str) -> None:
     for step in range(1, 400):
         rows.gradients[0].copy_(rows.weights[0])
         rows.steps[0].fill_(step)
-        OPTIMIZERS[name].step(rows)
+        OPTIMIZERS[name].update(rows)()
     assert rows.weights[0].abs().max() < 0.1
 
 

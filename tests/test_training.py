@@ -257,7 +257,7 @@ def test_max_batches_trains_on_exactly_that_many(numbered: Data, limit: int) -> 
     config = a_config(max_batches=limit, batch_size=7, epochs=2, lr=1e-6)
     stack, _ = run(numbered, config)
     steps = min(limit or 15, 15)
-    assert stack.steps.item() == 2 * steps
+    assert stack.steps == 2 * steps
     rows = epoch_rows(stack_of(numbered, config), 1)
     assert [len(batch) for batch in rows] == [7] * min(steps, 14) + [2] * (steps == 15)
     free = epoch_rows(stack_of(numbered, config.replace(max_batches=0)), 1)
@@ -390,7 +390,7 @@ def split_run(some: Data, config: RunConfig, at: int) -> tuple[Stack, list[Epoch
         records.append(record)
         if record.epoch == at:
             break
-    saved = (first.epoch, int(first.steps), first.network.state(0), first.moments(0))
+    saved = (first.epoch, first.steps, first.network.state(0), first.moments(0))
     second = stack_of(some, config.replace(seed=config.seed))
     second.restore(0, *saved)
     records += train(second)
@@ -406,7 +406,7 @@ def test_restored_run_ends_with_the_bits_of_the_uninterrupted_one(few: Data, opt
         resumed, continued = split_run(few, config, at)
         assert digest(resumed.network.state(0)) == digest(stack.network.state(0))
         assert history_digest(continued) == history_digest(records)
-        assert int(resumed.steps) == int(stack.steps)
+        assert resumed.steps == stack.steps
         for name, moments in stack.moments(0).items():
             assert digest(moments) == digest(resumed.moments(0)[name])
 
@@ -431,7 +431,7 @@ def test_lanes_that_ran_alone_are_restored_into_one_stack(few: Data) -> None:
     stack = stack_of(few, *configs)
     for lane, config in enumerate(configs):
         half = run(few, config.replace(epochs=2))[0]
-        stack.restore(lane, 2, int(half.steps), half.network.state(0), half.moments(0))
+        stack.restore(lane, 2, half.steps, half.network.state(0), half.moments(0))
     list(train(stack))
     for lane, config in enumerate(configs):
         assert digest(stack.network.state(lane)) == digest(run(few, config)[0].network.state(0))
@@ -441,7 +441,7 @@ def test_run_restored_at_its_last_epoch_yields_nothing_more(few: Data) -> None:
     config = a_config(epochs=2)
     done, _ = run(few, config)
     stack = stack_of(few, config)
-    stack.restore(0, 2, int(done.steps), done.network.state(0), done.moments(0))
+    stack.restore(0, 2, done.steps, done.network.state(0), done.moments(0))
     assert list(train(stack)) == []
 
 
@@ -449,8 +449,8 @@ def test_copies_of_the_moments_do_not_follow_the_lane(few: Data) -> None:
     stack, _ = run(few, a_config(optimizer="adam", epochs=1))
     copies = stack.moments(0)
     before = {name: digest(state) for name, state in copies.items()}
-    for rows in stack.rows[0].moments:
-        rows[0].fill_(3)
+    for moment in stack.kept:
+        moment.fill_(3)
     assert {name: digest(state) for name, state in copies.items()} == before
     assert set(before) == {"mean", "square"}
 

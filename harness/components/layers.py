@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from types import SimpleNamespace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,11 @@ class Bound(NamedTuple):
 
     out: Tensor
     calls: list[Call]
+
+
+def kernel(overload: Any, *args: object, **kwargs: object) -> Call:
+    """The call of one of ATen's kernels, `torch.ops.aten`'s overload of it without the Python that it puts before each call."""
+    return partial(overload._op, *args, **kwargs)
 
 
 class Site(SimpleNamespace):
@@ -194,7 +199,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, gradient: Tensor | None = None
 
 def log_softmax(logits: Tensor, out: Tensor | None = None) -> Tensor:
     """Log-probabilities of logits (lanes, classes, batch)."""
-    return torch.log_softmax(logits, 1, out=out)
+    return torch._log_softmax(logits, 1, False, out=out)  # what torch.log_softmax calls
 
 
 def label_gradient(labels: Tensor, log_p: Tensor) -> Tensor:

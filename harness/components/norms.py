@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from harness.components.layers import Bound, Call, Layer, Shapes, Site
+from harness.components.layers import Bound, Call, Layer, Shapes, Site, kernel
 from harness.modules import BatchNorm1d, LayerNorm1d
 
 aten = torch.ops.aten
@@ -169,7 +169,7 @@ class BatchNorm(BatchNormScratch):
         at.x, at.training = x, training
         lanes = at.vectors("weight", "bias", "running_mean", "running_var", "mean", "inv")
         calls: list[Call] = [
-            partial(
+            kernel(
                 aten.native_batch_norm.out, x_k, weight, bias, running_mean, running_var, training, self.momentum, self.eps,
                 out=y, save_mean=mean, save_invstd=inv,
             )
@@ -180,7 +180,7 @@ class BatchNorm(BatchNormScratch):
     def backward(self, at: Site, dy: Tensor) -> Bound:
         lanes = at.vectors("weight", "running_mean", "running_var", "mean", "inv", "d_weight", "d_bias")
         calls: list[Call] = [
-            partial(
+            kernel(
                 aten.native_batch_norm_backward.out, dy_k, x, weight, running_mean, running_var, mean, inv, at.training,
                 self.eps, [True, True, True], out0=dx, out1=d_weight, out2=d_bias,
             )
@@ -203,7 +203,7 @@ class LayerNorm(LayerNormScratch):
     def forward(self, at: Site, x: Tensor, training: bool) -> Bound:
         at.x, lanes = x, at.vectors("weight", "bias")
         calls: list[Call] = [
-            partial(aten.native_layer_norm.out, x_k, [x.shape[2]], weight, bias, self.eps, out0=y, out1=mean, out2=inv)
+            kernel(aten.native_layer_norm.out, x_k, [x.shape[2]], weight, bias, self.eps, out0=y, out1=mean, out2=inv)
             for x_k, y, mean, inv, (weight, bias) in zip(x, at.y, at.mean, at.inv, lanes, strict=True)
         ]  # fmt: skip
         return Bound(at.y, calls)
@@ -211,7 +211,7 @@ class LayerNorm(LayerNormScratch):
     def backward(self, at: Site, dy: Tensor) -> Bound:
         lanes = at.vectors("weight", "bias", "d_weight", "d_bias")
         calls: list[Call] = [
-            partial(
+            kernel(
                 aten.native_layer_norm_backward.out, dy_k, x, [dy.shape[2]], mean, inv, weight, bias, [True, True, True],
                 out0=dx, out1=d_weight, out2=d_bias,
             )

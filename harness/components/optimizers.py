@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from harness.components.layers import Call
 
 
 class Rows(NamedTuple):
@@ -39,10 +41,10 @@ class SGD:
     def moments(self) -> tuple[str, ...]:
         return ("velocity",) if self.momentum else ()
 
-    def step(self, rows: Rows) -> None:
-        torch._fused_sgd_(
-            rows.weights, rows.gradients, *(rows.moments or [[]]), weight_decay=rows.weight_decay, momentum=self.momentum,
-            lr=rows.lr, dampening=0.0, nesterov=self.nesterov, maximize=False, is_first_step=False,
+    def update(self, rows: Rows) -> Call:
+        return partial(
+            torch._fused_sgd_, rows.weights, rows.gradients, *(rows.moments or [[]]), weight_decay=rows.weight_decay,
+            momentum=self.momentum, lr=rows.lr, dampening=0.0, nesterov=self.nesterov, maximize=False, is_first_step=False,
         )  # fmt: skip
 
 
@@ -58,11 +60,11 @@ class RMSprop:
     eps: float = 1e-8
     moments: ClassVar[tuple[str, ...]] = ("square",)
 
-    def step(self, rows: Rows) -> None:
+    def update(self, rows: Rows) -> Call:
         (squares,), late = rows.moments, [_late(rows.weights[0].device)] * len(rows.weights)
-        torch._fused_adam_(
-            rows.weights, rows.gradients, rows.gradients, squares, [], late, lr=rows.lr, beta1=0.0, beta2=self.alpha,
-            weight_decay=rows.weight_decay, eps=self.eps, amsgrad=False, maximize=False,
+        return partial(
+            torch._fused_adam_, rows.weights, rows.gradients, rows.gradients, squares, [], late, lr=rows.lr, beta1=0.0,
+            beta2=self.alpha, weight_decay=rows.weight_decay, eps=self.eps, amsgrad=False, maximize=False,
         )  # fmt: skip
 
 
@@ -81,21 +83,21 @@ class Adam:
     eps: float = 1e-8
     moments: ClassVar[tuple[str, ...]] = ("mean", "square")
 
-    def step(self, rows: Rows) -> None:
-        update = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
+    def update(self, rows: Rows) -> Call:
+        rule = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
         means, squares = rows.moments
-        update(
-            rows.weights, rows.gradients, means, squares, [], rows.steps, lr=rows.lr, beta1=self.betas[0],
+        return partial(
+            rule, rows.weights, rows.gradients, means, squares, [], rows.steps, lr=rows.lr, beta1=self.betas[0],
             beta2=self.betas[1], weight_decay=rows.weight_decay, eps=self.eps, amsgrad=False, maximize=False,
         )  # fmt: skip
 
 
 class Optimizer(Protocol):
-    """The names of the vectors that it keeps between steps, and the step."""
+    """The names of the vectors that it keeps between steps, and the call that takes a step."""
 
     @property
     def moments(self) -> tuple[str, ...]: ...
-    def step(self, rows: Rows) -> None: ...
+    def update(self, rows: Rows) -> Call: ...
 
 
 OPTIMIZERS: Mapping[str, Optimizer] = {
