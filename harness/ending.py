@@ -35,6 +35,7 @@ def fail(log: RunLog, error: BaseException) -> None:
     if isinstance(error, StoreAway | TakenOver):
         return
     with suppress(Exception):
+        log.check_mine()
         log.finish("KILLED" if _killed(error) else "FAILED")
     with suppress(Exception):
         if not _killed(error):

@@ -152,8 +152,7 @@ class Recorder:
         final["best/test_accuracy"] = max(done.curves["test/accuracy"] for done in history if done.epoch)
         digests = {"state_digest": state_digest(state), "history_digest": history_digest(history)}
         pruned = None if self.ends_with(end) else end.epoch
-        if pruned is None:
-            log.metrics(final, end.epoch)
+        log.metrics(final if pruned is None else {}, end.epoch)
         log.text("history.csv", history_csv(history))
         self._record(stack.evaluation[lane])
         self._figures(stack, lane)

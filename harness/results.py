@@ -8,7 +8,7 @@ import io
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 CURVES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "test/loss", "test/accuracy")
@@ -39,7 +39,7 @@ class EpochRecord:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object without the lane, which is no part of a run."""
-        return {name: value for name, value in asdict(self).items() if name != "lane"}
+        return {name: value for name, value in vars(self).items() if name != "lane"}
 
 
 def has_diverged(curves: Mapping[str, float], start: Mapping[str, float], num_classes: int) -> bool:

@@ -21,12 +21,14 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from harness import loggedmodel
 from harness.delivery import Delivery
 from harness.errors import InputError, MissingArtifact, StoreAway, TakenOver, WriteError
-from harness.journal import Entry, Journal
+from harness.journal import Entry, Journal, Row
 from harness.results import EpochRecord
 from harness.store import UNFINISHED, Store, refused
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+PAUSE = 5.0  # s: epochs that end within it share a call to the store, which takes 10 ms for one as for four of them
 
 
 @dataclass
@@ -35,7 +37,9 @@ class RunLog:
 
     store: Store
     run: Run
-    logged: set[tuple[str, int]] = field(default_factory=set)  # (key, step)
+    logged: set[tuple[str, int]] = field(default_factory=set)  # (key, step), those of `rows` too
+    rows: list[Row] = field(default_factory=list)  # not sent yet
+    sent: float = field(default_factory=time.monotonic)  # when rows were last, or when it was made
 
     @classmethod
     def of(cls, store: Store, run_id: str) -> RunLog:
@@ -84,8 +88,7 @@ class RunLog:
         with self.store.outage.noticed():
             found = [row for key in other.run.data.metrics for row in client.get_metric_history(other.id, key)]
             rows = [row for row in found if (row.key, row.step) not in self.logged]
-            for start in range(0, len(rows), 1000):
-                client.log_batch(self.id, [Metric(r.key, r.value, r.timestamp, r.step) for r in rows[start : start + 1000]])
+            client.log_batch(self.id, [Metric(row.key, row.value, row.timestamp, row.step) for row in rows])
         with tempfile.TemporaryDirectory() as folder:
             for artifact in artifacts:
                 with suppress(*[MissingArtifact] if artifact.startswith("plots/") else []):
@@ -159,16 +162,30 @@ class RunLog:
         self.run.data.tags.update({key: str(value) for key, value in tags.items()})
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log metrics of one step in one call."""
-        now = int(time.time() * 1000)
-        rows = [(key, float(value), now, step) for key, value in metrics.items() if (key, step) not in self.logged]
-        if rows:
-            self.delivery.write(Entry(attempt=self.attempt, metrics=tuple(rows)))
-        self.logged |= {(key, step) for key, _, _, step in rows}
+        """Log metrics of one step, with whatever waits."""
+        self._add(metrics, step)
+        self.flush()
 
     def epoch(self, record: EpochRecord) -> None:
-        """Log all metrics of one epoch."""
-        self.metrics(record.metrics(), record.epoch)
+        """Log all metrics of one epoch: now, or within PAUSE of the last call with those of the epochs to come.
+
+        Whoever goes on with a run that was killed meanwhile logs them from its checkpoint.
+        """
+        self._add(record.metrics(), record.epoch)
+        if time.monotonic() - self.sent >= PAUSE:
+            self.flush()
+
+    def _add(self, metrics: Mapping[str, float], step: int) -> None:
+        now = int(time.time() * 1000)
+        rows = [(key, float(value), now, step) for key, value in metrics.items() if (key, step) not in self.logged]
+        self.rows += rows
+        self.logged |= {(key, step) for key, _, _, step in rows}
+
+    def flush(self) -> None:
+        """Send the rows that wait."""
+        rows, self.rows, self.sent = self.rows, [], time.monotonic()
+        if rows:
+            self.delivery.write(Entry(attempt=self.attempt, metrics=tuple(rows)))
 
     def datasets(self, name: str, samples: Mapping[str, int], digest: str, files: Mapping[str, str]) -> None:
         """Log what is used of a dataset in each context, so many samples, as inputs.
@@ -224,6 +241,7 @@ class RunLog:
 
     def finish(self, status: str) -> None:
         """End the run: FINISHED, once the store has got all of it; FAILED or KILLED, if the store answers."""
+        self.flush()
         if status == "FINISHED":
             return self.delivery.insist(partial(self.store.end, self.id, status))
         self.delivery.deliver()

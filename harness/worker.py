@@ -100,7 +100,7 @@ def work(what: Work, tell: Tell) -> dict[str, RunResult | str]:
                 for mine in (taken.recorder.log for group in groups.values() for taken in group):
                     log = RunLog.of(store, mine.id)
                     if log.run.info.status == "RUNNING" and log.attempt == mine.attempt:
-                        log.finish("KILLED")
+                        mine.finish("KILLED")
             raise
     return ended
 

@@ -9,7 +9,9 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,16 @@ from mlflow.entities import Run
 from torch import nn
 
 import harness
-from harness import data, launch
+from harness import data, launch, tracking
 from harness.checkpoint import Checkpoint, state_digest
 from harness.config import FIELDS, RunConfig
 from harness.errors import InputError, StoreError
+from harness.journal import Entry
 from harness.launch import RunResult
 from harness.results import EpochRecord, history_digest
 from harness.sources import code_digest
+from harness.store import Store
+from harness.tracking import RunLog
 from harness.training import subsets
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -545,9 +550,54 @@ def test_error_of_the_caller_ends_the_run_and_reaches_the_caller(
         harness.train(TINY, report=report)
     (run,) = (run for run in runs(client) if run.info.run_id not in before)
     assert run.info.status == status
+    assert metrics(client, run.info.run_id)["test/loss"][-1][0] == 0, "what was told is not in the store"
     told = run.data.tags.get("error", "")
     assert bool(re.fullmatch("zerodivisionerror.? by hand", told.lower())) == (status == "FAILED")
     assert ("error" in run.data.tags) == (status == "FAILED")
+
+
+def sent(monkeypatch: pytest.MonkeyPatch, pause: float, config: RunConfig) -> tuple[RunResult, list[set[int]]]:
+    """A run, 20 ms between its epochs, and the steps of the rows of each call that brought some to the store."""
+    calls, send = list[set[int]](), Store.send
+
+    def counted(store: Store, run_id: str, entry: Entry, content: Path | None = None) -> None:
+        if entry.metrics:
+            calls.append({step for _, _, _, step in entry.metrics})
+        send(store, run_id, entry, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "send", counted)
+        patch.setattr(tracking, "PAUSE", pause)
+        return harness.train(config, report=lambda record, epochs: time.sleep(0.02)), calls
+
+
+def test_quick_epochs_share_a_call_to_the_store_and_slow_ones_have_their_own(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TINY.replace(epochs=4)
+    quick, together = sent(monkeypatch, 3600.0, config)
+    slow, apart = sent(monkeypatch, 0.01, config)
+    assert together == [{0, 1, 2, 3, 4}]
+    assert apart == [{0}, {1}, {2}, {3}, {4}, {4}]  # the last with the final metrics
+    found, wanted = ({k: v for k, v in metrics(client, r.run_id).items() if k[:5] != "time/"} for r in (quick, slow))
+    assert found == wanted
+
+
+def test_rows_that_shared_a_call_have_the_times_of_their_epochs(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    result, _ = sent(monkeypatch, 3600.0, TINY.replace(epochs=4))
+    times = [row.timestamp for row in client.get_metric_history(result.run_id, "test/loss")]
+    assert all(later - earlier >= 20 for earlier, later in pairwise(times)), times
+
+
+def test_more_rows_than_mlflow_takes_at_once_go_by_several_calls(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "PAUSE", 3600.0)
+    store = Store()
+    log = RunLog(store, store.create("many rows", "many"))
+    for epoch in range(600):
+        log.epoch(EpochRecord(epoch, {"train/loss": epoch / 7, "test/loss": epoch / 3}))
+    log.finish("KILLED")
+    wanted = {part: [(epoch, epoch / by) for epoch in range(600)] for part, by in (("train/loss", 7), ("test/loss", 3))}
+    assert metrics(client, log.id) == wanted
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
