@@ -35,7 +35,10 @@ def fail(log: RunLog, error: BaseException) -> None:
     if isinstance(error, StoreAway | TakenOver):
         return
     with suppress(Exception):
-        log.check_mine()
+        try:
+            log.check_mine()
+        except TakenOver:
+            return
         log.finish("KILLED" if _killed(error) else "FAILED")
     with suppress(Exception):
         if not _killed(error):

@@ -116,14 +116,14 @@ class Recorder:
         stack.restore(lane, last.epoch, last.steps, last.state, last.moments)
         self.history = list(last.history)
         for done in self.history:
-            self.log.epoch(done)  # rows that were kept for the store in a journal that is lost
+            self.log.epoch(done)  # rows that waited when its process was killed, or in a journal that is lost
         self.probe = self.probe and bool(self.history[0].health)  # as the run was begun
         stack.start[lane] = self.history[0].curves
         if self.history[-1].diverged:
             stack.diverged.add(lane)
 
     def epoch(self, stack: Stack, lane: int, done: EpochRecord) -> None:
-        """Log an epoch's metrics, then the checkpoints at its end: first the best, if it is that, then the last."""
+        """Log an epoch's metrics, which may wait, and write its checkpoints: first the best, if it is that, then the last."""
         self.log.check_mine()
         best = min((past.curves[self.chosen_by] for past in self.history if past.epoch), default=math.inf)
         state, moments, steps = stack.network.state(lane), stack.moments(lane), stack.steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 import time
@@ -28,7 +29,7 @@ from harness.store import UNFINISHED, Store, refused
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-PAUSE = 5.0  # s: epochs that end within it share a call to the store, which takes 10 ms for one as for four of them
+PAUSE = 5.0  # s from one call with rows of epochs to the next: it takes as long for one epoch as for four
 
 
 @dataclass
@@ -39,7 +40,7 @@ class RunLog:
     run: Run
     logged: set[tuple[str, int]] = field(default_factory=set)  # (key, step), those of `rows` too
     rows: list[Row] = field(default_factory=list)  # not sent yet
-    sent: float = field(default_factory=time.monotonic)  # when rows were last, or when it was made
+    sent: float = -math.inf  # when some were last
 
     @classmethod
     def of(cls, store: Store, run_id: str) -> RunLog:
@@ -167,7 +168,7 @@ class RunLog:
         self.flush()
 
     def epoch(self, record: EpochRecord) -> None:
-        """Log all metrics of one epoch: now, or within PAUSE of the last call with those of the epochs to come.
+        """Log all metrics of one epoch: the first at once, others within PAUSE of the last call with those of the next ones.
 
         Whoever goes on with a run that was killed meanwhile logs them from its checkpoint.
         """
@@ -182,7 +183,7 @@ class RunLog:
         self.logged |= {(key, step) for key, _, _, step in rows}
 
     def flush(self) -> None:
-        """Send the rows that wait."""
+        """Send the rows that wait. Where that fails, they are in the run's checkpoint alone."""
         rows, self.rows, self.sent = self.rows, [], time.monotonic()
         if rows:
             self.delivery.write(Entry(attempt=self.attempt, metrics=tuple(rows)))
@@ -241,11 +242,14 @@ class RunLog:
 
     def finish(self, status: str) -> None:
         """End the run: FINISHED, once the store has got all of it; FAILED or KILLED, if the store answers."""
-        self.flush()
         if status == "FINISHED":
+            self.flush()
             return self.delivery.insist(partial(self.store.end, self.id, status))
-        self.delivery.deliver()
-        self.store.end(self.id, status)
+        try:
+            self.flush()
+            self.delivery.deliver()
+        finally:  # a store that takes no more rows may take this
+            self.store.end(self.id, status)
 
     @contextmanager
     def alone(self, seconds: float = 0.5) -> Iterator[None]:

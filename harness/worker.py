@@ -13,7 +13,7 @@ from functools import partial
 from harness.checkpoint import Checkpoint
 from harness.config import RunConfig
 from harness.ending import fail
-from harness.errors import DataError, InputError, StoreAway, StoreError
+from harness.errors import DataError, InputError, StoreError
 from harness.launch import run
 from harness.outage import WAIT, is_outage
 from harness.plan import prepare
@@ -96,13 +96,21 @@ def work(what: Work, tell: Tell) -> dict[str, RunResult | str]:
             for group in groups.values():
                 ended |= _train(group, what, tell)
         except KeyboardInterrupt:  # here, where the runs are held, so that whoever takes them up next has the last word
-            with suppress(StoreAway):  # they stand as after a kill by force
-                for mine in (taken.recorder.log for group in groups.values() for taken in group):
-                    log = RunLog.of(store, mine.id)
-                    if log.run.info.status == "RUNNING" and log.attempt == mine.attempt:
-                        mine.finish("KILLED")
+            for mine in (taken.recorder.log for group in groups.values() for taken in group):
+                with suppress(Exception):  # it stands as after a kill by force
+                    _interrupted(mine)
             raise
     return ended
+
+
+def _interrupted(mine: RunLog) -> None:
+    """Leave a run KILLED, with the rows of all its epochs, unless another process has it now."""
+    log = RunLog.of(mine.store, mine.id)
+    if log.attempt == mine.attempt:
+        if log.run.info.status == "RUNNING":
+            mine.finish("KILLED")
+        else:  # it has ended, or its driver has ended it
+            mine.flush()
 
 
 def _opened(uri: str) -> Store | None:

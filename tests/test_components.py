@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from harness.architecture import Architecture, Placed, architecture, initial_state
 from harness.components.activations import ACTIVATIONS, Activation
 from harness.components.inits import INITS
-from harness.components.layers import Dropout, Linear, cross_entropy
+from harness.components.layers import Dropout, Linear, cross_entropy, log_softmax
 from harness.components.norms import NORMS
 from harness.components.optimizers import OPTIMIZERS, Rows
 from harness.config import RunConfig
@@ -568,6 +568,14 @@ def test_cross_entropy_and_its_gradient_are_torchs(scale: float) -> None:
         torch.testing.assert_close(losses[k], wanted.detach())
         torch.testing.assert_close(gradient[k].T, wanted_gradient)
     assert torch.equal(cross_entropy(by_class, labels), losses)
+
+
+def test_log_softmax_is_torchs_in_a_buffer_of_any_strides() -> None:
+    logits = draw(3, 10, 17, scale=5).float()
+    wanted = torch.log_softmax(logits, 1)
+    for out in (torch.empty(3, 10, 17), lane_buffer(3, (10, 17), logits), torch.empty(3, 17, 10).mT):
+        assert torch.equal(log_softmax(logits, out=out), wanted)
+        assert torch.equal(out, wanted)
 
 
 def test_cross_entropy_by_hand() -> None:

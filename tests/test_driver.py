@@ -20,19 +20,22 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import local_file_uri_to_path
 
 import harness
 from harness import launch as harness_launch
-from harness import report, worker
+from harness import report, tracking, worker
 from harness.cells import StudyResult
 from harness.cli import main
 from harness.components.inits import INITS, Init
 from harness.config import RunConfig, slug
 from harness.errors import InputError
+from harness.journal import Entry
 from harness.outlook import preview
 from harness.plan import prepare, prepare_all
 from harness.progress import Progress
+from harness.results import EpochRecord
 from harness.store import Store, store_uri
 from harness.study import Study
 from harness.tracking import RunLog
@@ -697,6 +700,37 @@ def test_worker_with_other_code_trains_nothing(client: MlflowClient) -> None:
     lane = worker.Lane(run_id, plan.cell, plan.config, plan.data.digest, "0" * 64)
     assert "code here is not the driver's" in worker.work(worker.Work(Store().uri, (lane,)), lambda run_id, done: None)[run_id]
     assert client.get_run(run_id).data.metrics == {}
+
+
+@pytest.mark.parametrize("case", ["alone", "its driver has ended them", "rows of one are refused"])
+def test_interrupted_worker_leaves_its_runs_killed_with_the_rows_that_waited(
+    case: str, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "PAUSE", 3600.0)
+    store, lanes, send = Store(), list[worker.Lane](), Store.send
+    for seed in (0, 1):
+        plan = prepare(RunConfig(**{**TINY, "epochs": 4, "seed": seed}), lambda line: None)
+        run_id = store.create(f"interrupted worker {case}", plan.cell.name, tags=plan.tags).info.run_id
+        lanes.append(worker.Lane(run_id, plan.cell, plan.config, plan.data.digest, plan.tags["code_digest"]))
+
+    def picky(its: Store, run_id: str, entry: Entry, content: Path | None = None) -> None:
+        if run_id == lanes[0].run_id and max((step for *_, step in entry.metrics), default=0):
+            raise MlflowException("refused by hand")
+        send(its, run_id, entry, content)
+
+    def tell(run_id: str, done: EpochRecord) -> None:
+        if done.epoch == 2:
+            for lane in lanes if case == "its driver has ended them" else []:
+                store.end(lane.run_id, "KILLED")
+            raise KeyboardInterrupt
+
+    if case == "rows of one are refused":
+        monkeypatch.setattr(Store, "send", picky)
+    with pytest.raises(KeyboardInterrupt):
+        worker.work(worker.Work(store.uri, tuple(lanes)), tell)
+    assert [client.get_run(lane.run_id).info.status for lane in lanes] == ["KILLED"] * 2
+    last = [max(row.step for row in client.get_metric_history(lane.run_id, "test/loss")) for lane in lanes]
+    assert last == [0 if case == "rows of one are refused" else 2, 1]
 
 
 def test_worker_without_the_store_says_so_and_makes_none(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from torch import nn
 
 import harness
@@ -556,6 +557,28 @@ def test_error_of_the_caller_ends_the_run_and_reaches_the_caller(
     assert ("error" in run.data.tags) == (status == "FAILED")
 
 
+@pytest.mark.parametrize(("error", "status"), [(ZeroDivisionError("by hand"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
+def test_run_that_breaks_ends_though_the_store_takes_no_more_rows(
+    error: BaseException, status: str, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, send = {run.info.run_id for run in runs(client)}, Store.send
+
+    def picky(store: Store, run_id: str, entry: Entry, content: Path | None = None) -> None:
+        if max((step for *_, step in entry.metrics), default=0):
+            raise MlflowException("refused by hand")
+        send(store, run_id, entry, content)
+
+    def report(record: EpochRecord, epochs: int) -> None:
+        if record.epoch == 1:
+            raise error
+
+    monkeypatch.setattr(Store, "send", picky)
+    with pytest.raises(type(error)):
+        harness.train(TINY, report=report)
+    (run,) = (run for run in runs(client) if run.info.run_id not in before)
+    assert run.info.status == status
+
+
 def sent(monkeypatch: pytest.MonkeyPatch, pause: float, config: RunConfig) -> tuple[RunResult, list[set[int]]]:
     """A run, 20 ms between its epochs, and the steps of the rows of each call that brought some to the store."""
     calls, send = list[set[int]](), Store.send
@@ -577,7 +600,7 @@ def test_quick_epochs_share_a_call_to_the_store_and_slow_ones_have_their_own(
     config = TINY.replace(epochs=4)
     quick, together = sent(monkeypatch, 3600.0, config)
     slow, apart = sent(monkeypatch, 0.01, config)
-    assert together == [{0, 1, 2, 3, 4}]
+    assert together == [{0}, {1, 2, 3, 4}]
     assert apart == [{0}, {1}, {2}, {3}, {4}, {4}]  # the last with the final metrics
     found, wanted = ({k: v for k, v in metrics(client, r.run_id).items() if k[:5] != "time/"} for r in (quick, slow))
     assert found == wanted

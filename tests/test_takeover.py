@@ -15,6 +15,7 @@ from processes import harness_that_sends_itself
 from servers import served
 
 import harness
+from harness import tracking
 from harness.config import RunConfig
 from harness.errors import TakenOver
 from harness.launch import resume
@@ -77,27 +78,35 @@ def test_stopped_process_that_wakes_after_its_run_was_taken_over_changes_nothing
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("waits", [False, True], ids=["rows sent", "rows that wait"])
+@pytest.mark.parametrize("error", [None, ValueError("mine alone"), KeyboardInterrupt()], ids=["late", "broken", "interrupted"])
 @pytest.mark.parametrize("epoch", [2, EPOCHS], ids=["between two epochs", "before its end"])
-def test_run_that_is_taken_over_meanwhile_is_left_as_it_is(epoch: int, server: str) -> None:
-    """Neither failed nor killed by whoever had it."""
+def test_run_that_is_taken_over_meanwhile_is_left_as_it_is(
+    epoch: int, error: BaseException | None, waits: bool, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither failed nor killed by whoever had it, whatever happened to it there; and no row comes late."""
+    monkeypatch.setattr(tracking, "PAUSE", 3600.0 if waits else 0.0)
     client = MlflowClient(server)
     run_ids: list[str] = []
 
     def report(record: EpochRecord, epochs: int) -> None:
         if record.epoch == epoch:
             client.set_tag(run_ids[0], "attempt", "2")
+            if error:
+                raise error
 
     def say(line: str) -> None:
         if line.startswith("run "):
             run_ids.append(line.split()[1])
 
-    with pytest.raises(TakenOver):
+    with pytest.raises(type(error) if error else TakenOver):
         harness.train(CONFIG, report=report, say=say)
     run = client.get_run(run_ids[0])
     assert run.info.status == "RUNNING"
     assert not {"error", "state_digest"} & set(run.data.tags)
     assert not [key for key in run.data.metrics if key.startswith("final/")]
-    assert [step for step, _ in rows(client, run_ids[0])["test/loss"]] == [*range(epoch + 1)]
+    assert [step for step, _ in rows(client, run_ids[0])["test/loss"]] == ([0] if waits else [*range(epoch + 1)])
+    assert "traceback.txt" not in {file.path for file in client.list_artifacts(run_ids[0])}
 
 
 def rows(client: MlflowClient, run_id: str) -> dict[str, list[tuple[int, float]]]:

@@ -199,6 +199,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, gradient: Tensor | None = None
 
 def log_softmax(logits: Tensor, out: Tensor | None = None) -> Tensor:
     """Log-probabilities of logits (lanes, classes, batch)."""
+    if out is not None and not out.is_contiguous():  # which is left wrong without a word, as by the gradient below
+        return out.copy_(torch._log_softmax(logits, 1, False))
     return torch._log_softmax(logits, 1, False, out=out)  # what torch.log_softmax calls
 
 
