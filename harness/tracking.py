@@ -29,7 +29,7 @@ from harness.store import UNFINISHED, Store, refused
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-PAUSE = 5.0  # s from one call with rows of epochs to the next: it takes 7 ms for one epoch, 9 for four
+PAUSE = 5.0  # s between calls with rows of epochs: one takes 7 ms for one epoch, 9 for four
 
 
 @dataclass

@@ -178,7 +178,7 @@ MOVING: dict[str, tuple[str, str, str, set[str]]] = {
     "threads": ("training.py", "torch.set_num_threads(1)", "torch.set_num_threads(2)", ALL),
     "a constant of streams": ("seeding.py", "\nVERSION = 1", "\nVERSION = 2", ALL),
     "the number of a stream": ("seeding.py", '"init": 0, "shuffle": 1', '"init": 1, "shuffle": 0', ALL),
-    "the loss": ("components/layers.py", "_log_softmax(logits, 1, False, out=out)", "_log_softmax(logits, 2, False, out=out)", ALL),
+    "the loss": ("components/layers.py", "(logits, 1, False, out=out)", "(logits, 2, False, out=out)", ALL),
     "a helper of a layer": ("components/layers.py", "share = 1 if 1 in", "share = 2 if 1 in", ALL),
     "the padding of lanes": ("network.py", "CACHE_LINE = 16", "CACHE_LINE = 8", ALL),
     "the health probe": ("health.py", "PROBE_SAMPLES = 256", "PROBE_SAMPLES = 128", ALL),
