@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness import mirrors
+from harness import memory, mirrors
 from harness.errors import DataError, InputError, MissingData, refusal
 from harness.seeding import stream
 from harness.sparse import MOST_LIT, LitPixels, share
@@ -244,17 +244,19 @@ def _read_idx(name: str, source: Source, data_dir: str) -> tuple[dict[str, str],
     return found, (train, test)
 
 
-def _idx(file: bytearray) -> Tensor:
+def _idx(file: memoryview) -> Tensor:
     """An IDX file's numbers in its own shape; torchvision, which reads them too, takes two seconds to be imported."""
     content = np.frombuffer(file, np.uint8)
     start = 4 + 4 * int(content[3])
     return torch.from_numpy(content[start:].reshape(content[4:start].view(">i4")))
 
 
-def _checked(path: Path, wanted: str, name: str) -> bytearray:
+def _checked(path: Path, wanted: str, name: str) -> memoryview:
     """The bytes of a file. Raises DataError with both digests when their SHA-256 is not the wanted one."""
     try:
-        content = bytearray(path.read_bytes())  # which may be written to, as tensors want it
+        read = path.read_bytes()
+        content = memory.zeros(len(read), dtype=torch.uint8).numpy().data
+        content[:] = read
     except OSError as error:
         raise DataError(f"dataset={name}: {path} cannot be read: {error.strerror or error}") from None
     except MemoryError:

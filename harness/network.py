@@ -12,6 +12,7 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
+from harness import memory
 from harness.architecture import Architecture, State
 from harness.components.layers import Bound, Call, Site
 
@@ -105,10 +106,8 @@ class Network:
     def zeros(cls, arch: Architecture, lanes: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Network:
         """Lanes without weights, to be loaded."""
         parameters, buffers = Layout.of(arch, "parameters").size, Layout.of(arch, "buffers").size
-        weights, gradients, kept = (
-            torch.zeros(lanes, n, device=device, dtype=dtype) for n in (parameters, parameters, buffers)
-        )
-        return cls(arch, weights, gradients, kept)
+        weights, gradients = memory.zeros(2, lanes, parameters, dtype=dtype, device=device)
+        return cls(arch, weights, gradients, torch.zeros(lanes, buffers, dtype=dtype, device=device))
 
     def lane(self, k: int) -> Network:
         """Lane k as a network of its own, on the same memory: what it computes is what it would compute alone."""

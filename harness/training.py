@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness import health
+from harness import health, memory
 from harness.architecture import Architecture, State, initial_state
 from harness.components.layers import Call, Dropout, Linear, log_softmax, logit_gradient
 from harness.components.optimizers import OPTIMIZERS, Optimizer, Rows
@@ -96,7 +96,7 @@ class Stack:
         for k, config in enumerate(configs):
             network.load(k, initial_state(arch, config.init, config.seed))
         optimizer = OPTIMIZERS[first.optimizer]
-        kept = [torch.zeros_like(network.weights) for _ in optimizer.moments]
+        kept = list(memory.zeros(len(optimizer.moments), *network.weights.shape, device=first.device))
         counter = torch.zeros((), device=first.device)
         alike: dict[tuple[float, float], list[int]] = {}
         for k, config in enumerate(configs):
