@@ -49,6 +49,7 @@ ROWS = (
         "components.norms",
         "components.optimizers",
         "locks",
+        "memory",
         "mirrors",
         "data",
     ),
