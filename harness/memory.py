@@ -1,7 +1,8 @@
 """Memory in huge pages, where the system has them.
 
-An image drawn at random out of 47 MB lies on a page that the processor has not looked up for long. With pages of 4 KiB that
-takes it a walk through page tables for every image, on a virtual machine two of them; 24 pages of 2 MiB it remembers.
+An image drawn at random out of 47 MB lies on a page that the processor has not looked up for long. In pages of 4 KiB, 12,000
+of them, each image costs a walk through page tables, on a virtual machine through two sets of them; 24 pages of 2 MiB are
+remembered.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ PAGE = 2 * 2**20  # bytes; what x86 and most of ARM call huge
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
-    """As `torch.zeros` has them; in main memory from a multiple of PAGE on, and in huge pages if they fill half of one.
+    """As `torch.zeros`; in main memory, what fills half a huge page or more begins with one. Linux gives such pages as it can.
 
-    Raises MemoryError when there is no room.
+    Raises MemoryError when there is no room for what is large.
     """
     size = math.prod(shape) * dtype.itemsize
     if device != "cpu" or size < PAGE // 2 or not hasattr(mmap, "MADV_HUGEPAGE"):  # which only Linux has
