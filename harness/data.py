@@ -259,7 +259,7 @@ def _checked(path: Path, wanted: str, name: str) -> memoryview:
         content[:] = read
     except OSError as error:
         raise DataError(f"dataset={name}: {path} cannot be read: {error.strerror or error}") from None
-    except MemoryError:
+    except (MemoryError, RuntimeError):  # the second is torch's
         raise DataError(f"dataset={name}: {path} cannot be read: it takes more memory than there is") from None
     if (found := hashlib.sha256(content).hexdigest()) != wanted:
         raise DataError(

@@ -106,8 +106,10 @@ class Network:
     def zeros(cls, arch: Architecture, lanes: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Network:
         """Lanes without weights, to be loaded."""
         parameters, buffers = Layout.of(arch, "parameters").size, Layout.of(arch, "buffers").size
-        weights, gradients = memory.zeros(2, lanes, parameters, dtype=dtype, device=device)
-        return cls(arch, weights, gradients, torch.zeros(lanes, buffers, dtype=dtype, device=device))
+        weights, gradients, kept = (
+            memory.zeros(lanes, n, dtype=dtype, device=device) for n in (parameters, parameters, buffers)
+        )
+        return cls(arch, weights, gradients, kept)
 
     def lane(self, k: int) -> Network:
         """Lane k as a network of its own, on the same memory: what it computes is what it would compute alone."""

@@ -96,7 +96,7 @@ class Stack:
         for k, config in enumerate(configs):
             network.load(k, initial_state(arch, config.init, config.seed))
         optimizer = OPTIMIZERS[first.optimizer]
-        kept = list(memory.zeros(len(optimizer.moments), *network.weights.shape, device=first.device))
+        kept = [memory.zeros(*network.weights.shape, device=first.device) for _ in optimizer.moments]
         counter = torch.zeros((), device=first.device)
         alike: dict[tuple[float, float], list[int]] = {}
         for k, config in enumerate(configs):
