@@ -9,6 +9,7 @@ import gc
 import hashlib
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -21,26 +22,34 @@ from harness.data import DATASETS, Source, load
 from harness.training import Stack
 
 WIDE = 1024  # units: the weights of one lane are 3.3 MB
+ODD = 1009 * 4096  # bytes: a page on which no mapping begins by itself, as large ones do on 2 MiB and heaps on 64
 
 
-def mapping(address: int) -> tuple[str, list[str]]:
-    """What the system says of the mapping that holds an address: its permissions and its flags; nothing where none does."""
-    permissions, inside = "", False
+class Mapping(NamedTuple):
+    """What the system says of memory that a process has."""
+
+    start: int
+    permissions: str
+    flags: list[str]
+
+
+def mapping(address: int) -> Mapping | None:
+    """The one that holds an address, if any does."""
+    found = None
     for line in Path("/proc/self/smaps").read_text().splitlines():
         head, *rest = line.split()
         if "-" in head:
             start, end = (int(place, 16) for place in head.split("-"))
-            if inside := start <= address < end:
-                permissions = rest[0]
-        elif inside and head == "VmFlags:":
-            return permissions, rest
-    return "", []
+            found = Mapping(start, rest[0], []) if start <= address < end else None
+        elif found and head == "VmFlags:":
+            return found._replace(flags=rest)
+    return None
 
 
 def in_huge_pages(tensor: Tensor) -> bool:
     """Whether they were asked for where a tensor lies, in memory that is the process's own, and whatever else they take."""
-    permissions, flags = mapping(tensor.data_ptr())
-    return permissions == "rw-p" and "hg" in flags
+    found = mapping(tensor.data_ptr())
+    return found is not None and found.permissions == "rw-p" and "hg" in found.flags
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
@@ -56,15 +65,18 @@ def test_zeros_are_what_torch_has(shape: tuple[int, ...], dtype: torch.dtype) ->
 @pytest.mark.parametrize("size", [memory.LEAST, memory.PAGE - 1, memory.PAGE, 3 * memory.PAGE + 5])
 def test_large_tensors_begin_with_a_huge_page(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert in_huge_pages(memory.zeros(size, dtype=torch.uint8))
-    monkeypatch.setattr(memory, "PAGE", 2**26)  # on which no mapping begins by itself, as it does on 2 MiB
+    monkeypatch.setattr(memory, "PAGE", ODD)
     large = memory.zeros(size, dtype=torch.uint8)
-    assert large.data_ptr() % 2**26 == 0
-    assert mapping(large.data_ptr()) == mapping(large.data_ptr() + 2**26 - 1), "the whole page is the tensor's"
+    assert large.data_ptr() % ODD == 0
+    last = large.data_ptr() + -(-size // ODD) * ODD - 1
+    first = mapping(large.data_ptr())
+    assert first
+    assert first == mapping(last), "pages are the tensor's as a whole"
 
 
 def test_small_tensors_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "PAGE", 2**26)
-    assert memory.zeros(memory.LEAST - 1, dtype=torch.uint8).data_ptr() % 2**26
+    monkeypatch.setattr(memory, "PAGE", ODD)
+    assert memory.zeros(memory.LEAST - 1, dtype=torch.uint8).data_ptr() % ODD
 
 
 def test_a_tensor_is_all_of_its_storage() -> None:
@@ -84,9 +96,9 @@ def test_memory_stays_for_as_long_as_any_part_is_in_use_and_goes_then() -> None:
     gc.collect()
     part.fill_(3)
     assert part.tolist() == [3] * 4
-    assert mapping(address)[0] == "rw-p"
+    assert mapping(address)
     del part
-    assert mapping(address)[0] == ""
+    assert mapping(address) is None
 
 
 def test_more_than_there_is_says_so() -> None:
