@@ -18,6 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import forks
 import pytest
 from mlflow import MlflowClient
 
@@ -36,8 +37,8 @@ def environment(**env: str) -> dict[str, str]:
     return {**clean, "PYTHONPATH": str(ROOT), "COLUMNS": "110", **env}
 
 
-def start(folder: Path, *arguments: str, **env: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+def start(folder: Path, *arguments: str, kind: type[subprocess.Popen[str]] = forks.Fork, **env: str) -> subprocess.Popen[str]:
+    return kind(
         [sys.executable, "-m", "harness", *arguments],
         cwd=folder,
         env=environment(**env),
@@ -59,6 +60,11 @@ def finish(process: subprocess.Popen[str], timeout: float = 150) -> subprocess.C
 
 def harness_says(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     return finish(start(folder, *arguments, **env))
+
+
+def fresh_harness_says(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """With imports of its own."""
+    return finish(start(folder, *arguments, kind=subprocess.Popen, **env))
 
 
 def assert_bad_input(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -86,7 +92,7 @@ def test_help_answers_in_half_a_second(command: tuple[str, ...], tmp_path: Path)
     seconds = []
     for _ in range(3):
         began = processor_seconds()
-        done = harness_says(tmp_path, *command, "--help")
+        done = fresh_harness_says(tmp_path, *command, "--help")
         seconds.append(processor_seconds() - began)
         assert done.returncode == 0
         assert done.stdout.startswith("Usage: harness")
@@ -96,7 +102,7 @@ def test_help_answers_in_half_a_second(command: tuple[str, ...], tmp_path: Path)
 
 
 def test_help_of_train_names_every_parameter_with_its_default_and_levels(tmp_path: Path) -> None:
-    text = " ".join(harness_says(tmp_path, "train", "-h").stdout.split())
+    text = " ".join(fresh_harness_says(tmp_path, "train", "-h").stdout.split())
     for name, default in RunConfig().text().items():
         assert re.search(rf"--{name.replace('_', '-')} ([A-Z]+ )?{re.escape(FIELDS[name].description or '')}", text), name
         assert f"[{default}]" in text, name
@@ -118,7 +124,7 @@ def test_nothing_heavy_is_loaded_before_the_input_is_checked(arguments: list[str
 
 
 def test_version_is_told_whether_installed_or_not(tmp_path: Path) -> None:
-    done = harness_says(tmp_path, "--version")
+    done = fresh_harness_says(tmp_path, "--version")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip()
 
@@ -172,7 +178,9 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subproc
     names = list(BAD)
     for pair in (names[i : i + 2] for i in range(0, len(names), 2)):
         folders = [tmp_path_factory.mktemp("bad") for _ in pair]
-        started = [start(folder, "train", *BAD[name][0]) for name, folder in zip(pair, folders, strict=True)]
+        started = [
+            start(folder, "train", *BAD[name][0], kind=subprocess.Popen) for name, folder in zip(pair, folders, strict=True)
+        ]
         for name, folder, process in zip(pair, folders, started, strict=True):
             found[name] = (finish(process, 60), os.listdir(folder))
     return found
@@ -357,7 +365,7 @@ def test_run_that_was_trained_is_not_trained_over(
 @pytest.mark.slow
 def test_terminal_shows_a_bar_and_ends_with_the_run(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
+    process = forks.Fork(
         [sys.executable, "-m", "harness", "train", *TINY],
         cwd=tmp_path,
         env=environment(TERM="xterm-256color"),
@@ -432,7 +440,7 @@ def test_kill_while_a_fresh_store_is_being_made_leaves_one_that_can_be_used(size
 @pytest.mark.slow
 def test_run_needs_no_git(tmp_path: Path) -> None:
     """The commit is a fact of the record, not a condition of training."""
-    done = harness_says(tmp_path, "train", *TINY, PATH=str(tmp_path / "nothing-here"))
+    done = fresh_harness_says(tmp_path, "train", *TINY, PATH=str(tmp_path / "nothing-here"))
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forks
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -49,19 +49,22 @@ class Disk:
         """The folder as a process outside finds it."""
         return Path(f"/proc/{self.holder.pid}/root{self.folder}")
 
-    def shell(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def shell(self, command: str) -> subprocess.CompletedProcess[str]:
         entered = ["nsenter", "-t", str(self.holder.pid), "-U", "-m", "--preserve-credentials"]
-        return subprocess.run(
-            [*entered, "sh", "-c", command, "sh", *arguments],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
+        return subprocess.run([*entered, "sh", "-c", command], capture_output=True, text=True, timeout=200)
 
     def harness(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.shell(f"cd '{os.getcwd()}' && exec \"$@\"", sys.executable, "-m", "harness", *arguments)
+        """The command line with that disk, here."""
+        enter = f"""
+import ctypes, os
+from harness import cli
+for kind in ("user", "mnt"):
+    with open(f"/proc/{self.holder.pid}/ns/{{kind}}") as place:
+        assert ctypes.CDLL(None).setns(place.fileno(), 0) == 0, kind
+os.chdir({os.getcwd()!r})
+cli.run()
+"""
+        return forks.run([sys.executable, "-c", enter, *arguments], env=environment(), timeout=200)
 
     def resize(self, kib: int) -> None:
         done = self.shell(f"mount -o remount,size={kib}k '{self.folder}'")
@@ -274,15 +277,10 @@ def test_file_in_the_place_of_the_plots_costs_the_plots(place: Path, client: Mlf
 
 def limited(bytes_: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command line where no file may grow beyond so many bytes; Python ignores SIGXFSZ, and so write says EFBIG."""
-    return subprocess.run(
-        [sys.executable, "-m", "harness", *arguments],
-        env=environment(),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, bytes_)),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
+    limit = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_}, {bytes_})); from harness import cli; cli.run()"
     )
+    return forks.run([sys.executable, "-c", limit, *arguments], env=environment(), timeout=200)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -50,15 +51,11 @@ def environment(**env: str) -> dict[str, str]:
 
 def doctor(folder: Path, *arguments: str, **env: str) -> tuple[int, list[Finding]]:
     """Exit code and findings of the command; it prints nothing else."""
-    done = subprocess.run(
-        [sys.executable, "-m", "harness", "doctor", *arguments],
-        cwd=folder,
-        env=environment(**env),
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
+    command = [sys.executable, "-m", "harness", "doctor", *arguments]
+    if "PYTHONPATH" in env:
+        done = subprocess.run(command, cwd=folder, env=environment(**env), capture_output=True, text=True, timeout=150)
+    else:
+        done = forks.run(command, cwd=folder, env=environment(**env), timeout=150)
     assert done.stderr == "", done.stderr
     found = [re.fullmatch(r"(ok|warn|bad) +(\w+) +(.+)", line) for line in done.stdout.splitlines()]
     assert all(found), done.stdout
@@ -370,7 +367,8 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
 
 def start(folder: Path, *command: str, **env: str) -> subprocess.Popen[str]:
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen([*command], cwd=folder, env=environment(**env), text=True, start_new_session=True, **pipes)  # type: ignore[call-overload,no-any-return]
+    kind = forks.Fork if command[0] == sys.executable else subprocess.Popen
+    return kind([*command], cwd=folder, env=environment(**env), text=True, start_new_session=True, **pipes)  # type: ignore[call-overload,no-any-return]
 
 
 def train(folder: Path, *options: str, **env: str) -> subprocess.Popen[str]:

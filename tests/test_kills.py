@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import forks
 import psutil
 import pytest
 from distributed import Client
@@ -166,7 +167,7 @@ class Driver:
         self.place = place
         program = ["-c", code] if code else ["-m", "harness"]
         health = ["--no-health"] if command == "study" else []
-        self.child = subprocess.Popen(
+        self.child = forks.Fork(
             [sys.executable, *program, command, "small.toml", *health, *arguments],
             cwd=place.folder,
             env=place.environment,
@@ -175,7 +176,6 @@ class Driver:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )
         self.watchdog = threading.Timer(200, self.gone)
         self.watchdog.start()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import forks
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -62,7 +62,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     store = f"sqlite:///{folder}/mlflow.db"
     env = {**os.environ, "MLFLOW_TRACKING_URI": store}
     command = [sys.executable, "-m", "harness", "study", "looks.toml", "--workers", "0", "--log-models"]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = forks.run(command, cwd=folder, env=env, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("looks")

@@ -19,6 +19,7 @@ from contextlib import closing, suppress
 from itertools import pairwise
 from pathlib import Path
 
+import forks
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -63,7 +64,7 @@ class Harness:
 
     def __init__(self, folder: Path, uri: str, *arguments: str) -> None:
         clean = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-        self.child = subprocess.Popen(
+        self.child = forks.Fork(
             [sys.executable, "-m", "harness", *arguments],
             cwd=folder,
             env={**clean, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": uri, "HOME": str(folder)},

@@ -17,6 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -64,13 +65,12 @@ class Process:
     """A real `python -m harness train`, whose lines are read as they come."""
 
     def __init__(self, *args: str, harness: Sequence[str] = (sys.executable, "-m", "harness")) -> None:
-        self.child = subprocess.Popen(
+        self.child = forks.Fork(
             [*harness, "train", *args],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )
         self.watchdog = threading.Timer(200, self.child.kill)
         self.watchdog.start()

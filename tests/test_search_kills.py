@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import forks
 import psutil
 import pytest
 from processes import runs_held
@@ -52,7 +52,7 @@ class Searched(Place):
     def content(self) -> Content:  # type: ignore[override]
         """What the search came to. Each run of the store has ended well and is there once; none has a row twice."""
         command = [sys.executable, "-m", "harness", "results", "small", "--format", "csv"]
-        table = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=True)
+        table = forks.run(command, cwd=self.folder, env=self.environment, timeout=100, check=True)
         runs = self.client.search_runs([e.experiment_id for e in self.client.search_experiments() if "small" in e.name])
         assert {run.info.status for run in runs} == {"FINISHED"}
         cells = {f"{r.data.tags['study']} {r.data.tags['cell']}": r for r in runs if "cell" in r.data.tags}

@@ -21,6 +21,7 @@ from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
+import forks
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
@@ -254,7 +255,7 @@ def test_every_parameter_is_an_override(command: str) -> None:
 def pressed(arguments: tuple[str, ...], folder: Path) -> tuple[int, str]:
     """What a command shows on a terminal, and its exit code."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
+    process = forks.Fork(
         [sys.executable, "-m", "harness", *arguments],
         cwd=folder,
         env=environment(TERM="xterm-256color"),
@@ -303,7 +304,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("story")
     (folder / "tiny.toml").write_text(TINY, encoding="utf-8")
     command = [sys.executable, "-m", "harness", *LAUNCH]
-    first = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=200, check=False)
+    first = forks.run(command, cwd=folder, env=environment(), timeout=200)
     assert first.returncode == 0, first.stdout + first.stderr
     begun = cells(folder)
     with inside(folder) as client:
