@@ -20,25 +20,35 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
+import types
 from collections.abc import Sequence
 from functools import cache
+from multiprocessing import process
 from pathlib import Path
 from typing import Any, NoReturn
+
+from harness.numerics import CAPS
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTED = (
     "harness.born",
+    "harness.cli",
     "harness.launch",
     "harness.driver",
     "harness.outlook",
     "harness.doctor",
+    "mlflow.pyfunc",
     "mlflow.pytorch",
     "torch.export._trace",
+    "sympy.combinatorics",
 )
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # threads are not forked
+AT_IMPORT = (*CAPS, *ONE_THREAD, "PYTHONHASHSEED", "PYTHONOPTIMIZE")
 LONGEST = 2**18  # bytes of a call, most of which are its environment
-
+STARTING = threading.Lock()
+NUMBER = 8  # bytes of what is told of a fork: its pid, then its status
 EXECUTE = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]
 
 
@@ -51,10 +61,13 @@ class Fork(subprocess.Popen[str]):
         asked = EXECUTE.bind(self, *given).arguments
         python, *words = asked["args"]
         assert python == sys.executable
+        env = dict(os.environ if asked["env"] is None else asked["env"])
+        assert not [name for name in AT_IMPORT if env.get(name) != os.environ.get(name)], "an import reads it"
+        assert env.get("PYTHONPATH", str(ROOT)) == str(ROOT), "it has other imports"
         call = {
             "words": words,
             "cwd": os.fspath(asked["cwd"] or os.getcwd()),
-            "env": dict(os.environ if asked["env"] is None else asked["env"]),
+            "env": env,
             "session": asked["start_new_session"],
         }
         pipes = [asked[name] for name in ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")]
@@ -62,18 +75,23 @@ class Fork(subprocess.Popen[str]):
         self.told, theirs = socket.socketpair()
         with theirs:
             socket.send_fds(_server(), [json.dumps(call).encode()], [*files, theirs.fileno()])
-        self.pid = int.from_bytes(self.told.recv(8))
+        self.pid = self._told()
         self._child_created = True
         self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+    def _told(self) -> int:
+        number = self.told.recv(NUMBER)
+        assert number, "the process that forks is gone"
+        return int.from_bytes(number)
 
     def _try_wait(self, wait_flags: int) -> tuple[int, int]:
         self.told.setblocking(not wait_flags & os.WNOHANG)
         try:
-            status = self.told.recv(8)
+            status = self._told()
         except BlockingIOError:
             return 0, 0
         self.told.close()
-        return self.pid, int.from_bytes(status)
+        return self.pid, status
 
     def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:
         if self.returncode is None and self._waitpid_lock.acquire(blocking=False):  # type: ignore[attr-defined]
@@ -100,9 +118,14 @@ def run(words: Sequence[str], *, timeout: float, check: bool = False, **options:
     return done
 
 
-@cache
 def _server() -> socket.socket:
     """Started by the first call, ended with this process."""
+    with STARTING:
+        return _started()
+
+
+@cache
+def _started() -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
@@ -153,7 +176,7 @@ def _reap(children: dict[int, socket.socket]) -> None:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             with children.pop(pid) as caller, contextlib.suppress(OSError):  # who asked is gone
-                caller.send(status.to_bytes(8))
+                caller.send(status.to_bytes(NUMBER))
 
 
 def _become(call: dict[str, Any], files: Sequence[int]) -> NoReturn:
@@ -164,7 +187,7 @@ def _become(call: dict[str, Any], files: Sequence[int]) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if call["session"]:
             os.setsid()
-        os.write(files[3], os.getpid().to_bytes(8))
+        os.write(files[3], os.getpid().to_bytes(NUMBER))
         for number in range(3):
             os.dup2(files[number], number)
         for file in files:
@@ -174,7 +197,7 @@ def _become(call: dict[str, Any], files: Sequence[int]) -> NoReturn:
         os.chdir(call["cwd"])
         os.environ.clear()
         os.environ.update(call["env"])
-        tempfile.tempdir = None
+        tempfile.tempdir, process.ORIGINAL_DIR = None, call["cwd"]  # what libraries have kept of where they were imported
         option, program, *arguments = call["words"]
         gc.enable()
         sys.path.insert(0, os.getcwd() if option == "-m" else "")
@@ -185,7 +208,8 @@ def _become(call: dict[str, Any], files: Sequence[int]) -> NoReturn:
             main()
         else:
             sys.argv = ["-c", *arguments]
-            exec(program, {"__name__": "__main__"})
+            sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(program, sys.modules["__main__"].__dict__)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1

@@ -52,7 +52,7 @@ def environment(**env: str) -> dict[str, str]:
 def doctor(folder: Path, *arguments: str, **env: str) -> tuple[int, list[Finding]]:
     """Exit code and findings of the command; it prints nothing else."""
     command = [sys.executable, "-m", "harness", "doctor", *arguments]
-    if "PYTHONPATH" in env:
+    if {"PYTHONPATH", "OMP_NUM_THREADS"} & set(env):  # read by imports
         done = subprocess.run(command, cwd=folder, env=environment(**env), capture_output=True, text=True, timeout=150)
     else:
         done = forks.run(command, cwd=folder, env=environment(**env), timeout=150)

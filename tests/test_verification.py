@@ -281,9 +281,9 @@ def run(folder: Path, *arguments: str, package: Path = ROOT, **environment: str)
     known = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_RUN_ID", "PYTHONPATH")}
     env = {**known, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", "PYTHONPATH": str(package), **environment}
     command = [sys.executable, "-m", "harness", *arguments]
-    if package == ROOT and not environment:
+    if package == ROOT and not environment and "portable" not in arguments:
         done = forks.run(command, cwd=folder, env=env, timeout=120)
-    else:  # what is spoiled by an import
+    else:  # what is otherwise from an import on
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
     print(done.stdout)
     return done
