@@ -66,7 +66,7 @@ def affinity(cpu: int) -> str:
     return f"import os; os.sched_setaffinity(0, {{sorted(os.sched_getaffinity(0))[{cpu}]}})\n"
 
 
-# each is one process, with all of its axes at once: one alone would be no other test, and to import takes seconds
+# each is one process with all of its axes at once; a process an axis would test no more, and each imports for seconds
 SURROUNDINGS: dict[str, dict[str, Axis]] = {
     "a bare machine": {
         "no locale": Axis({"LC_ALL": "C", "LANG": None, "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}),
