@@ -1,8 +1,8 @@
-"""The minibatches of one epoch: each lane's in its own order, and what the network said to every sample of them."""
+"""The minibatches of one epoch: each seed's in its own order, and what the network said to every sample of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from harness.data import Split
 from harness.network import lane_buffer
 from harness.sparse import Sparse
 
-AHEAD = 768  # samples of all lanes, whose pixels are gathered by one call: 24 minibatches of 32
+AHEAD = 768  # samples of all orders, whose pixels are gathered by one call: 24 minibatches of 32
 
 
 class Batch(NamedTuple):
@@ -33,37 +33,49 @@ class Minibatches:
     loss than those that it learns from, where summing it up at each step took a tenth of the time.
     """
 
-    def __init__(self, split: Split, order: Tensor, batch_size: int, classes: int, sparse: bool = False) -> None:
-        """`order` (lanes, samples) has each lane's rows of the split; the last batch may be shorter.
+    def __init__(
+        self, split: Split, orders: Tensor, lanes: Sequence[int], batch_size: int, classes: int, sparse: bool = False
+    ) -> None:
+        """`orders` (orders, samples) are rows of the split, `lanes` tells which of them each lane learns in.
 
-        With `sparse`, inputs are the lit pixels alone, where the split has those.
+        The last batch may be shorter. With `sparse`, inputs are the lit pixels alone, where the split has those.
         """
-        whole = order.shape[1] - order.shape[1] % batch_size
-        cuts = (order[:, :whole].unflatten(1, (-1, batch_size)), order[:, None, whole:])
         self.split, self.classes, self.lit = split, classes, split.lit if sparse else None
-        self.rows = [cut.transpose(0, 1).contiguous() for cut in cuts if cut.numel()]  # (steps, lanes, batch)
-        self.labels = [split.labels[rows] for rows in self.rows]
-        self.log_p = [torch.empty(*rows.shape[:2], classes, rows.shape[2], device=rows.device) for rows in self.rows]
+        # lanes of a tensor may share all of their memory or none; a GPU, which is not waited for, would gain nothing
+        if self.lit is None and (len(orders) > 1 or split.pixels.is_cuda):
+            orders, lanes = orders[lanes], range(len(lanes))
+        whole = orders.shape[1] - orders.shape[1] % batch_size
+        cuts = (orders[:, :whole].unflatten(1, (-1, batch_size)), orders[:, None, whole:])
+        self.lanes = lanes
+        self.rows = [cut.transpose(0, 1).contiguous() for cut in cuts if cut.numel()]  # (steps, orders, batch)
+        self.labels = [split.labels[rows[:, lanes]] for rows in self.rows]  # (steps, lanes, batch)
+        self.log_p = [torch.empty(*its.shape[:2], classes, its.shape[2], device=its.device) for its in self.labels]
 
     def __iter__(self) -> Iterator[Batch]:
+        lanes, features = len(self.lanes), self.split.pixels.shape[1]
         for rows, labels, log_p in zip(self.rows, self.labels, self.log_p, strict=True):
-            _, lanes, batch = rows.shape
-            features = self.split.pixels.shape[1]
-            inputs = log_p.new_empty(lanes, batch, features) if self.lit is None else Sparse.empty(lanes, batch, features)
+            _, orders, batch = rows.shape
+            inputs = (
+                log_p.new_empty(orders, batch, features).expand(lanes, -1, -1)
+                if self.lit is None
+                else Sparse.empty(lanes, batch, features)
+            )
             dlogits = lane_buffer(lanes, (self.classes, batch), log_p)
-            parts = (part.split(-(-AHEAD // (lanes * batch))) for part in (rows, labels, label_gradient(labels, log_p), log_p))
+            parts = (part.split(-(-AHEAD // (orders * batch))) for part in (rows, labels, label_gradient(labels, log_p), log_p))
             for some, *its in zip(*parts, strict=True):
                 for filled, its_labels, its_d_log_p, its_log_p in zip(self._filled(inputs, some), *its, strict=True):
                     yield Batch(filled, its_labels, its_d_log_p, its_log_p, dlogits)
 
     def _filled(self, inputs: Any, rows: Tensor) -> Iterator[Tensor | Sparse]:
-        """`inputs`, filled for one step after the other, given their rows of the split, (steps, lanes, batch)."""
+        """`inputs`, filled for one step after the other, given their rows of the split, (steps, orders, batch)."""
         pixels, scale = self.split.pixels, self.split.scale
         if self.lit is not None:
-            yield from self.lit.steps(rows, scale.write, inputs)
+            yield from self.lit.steps(rows, self.lanes, scale.write, inputs)
         else:
+            memory = inputs[: rows.shape[1]]  # of the first lane, where all share it
             for some in pixels.index_select(0, rows.flatten()).unflatten(0, rows.shape):
-                yield scale.write(some, inputs)
+                scale.write(some, memory)
+                yield inputs
 
     def curves(self, lane: int) -> tuple[float, float]:
         """Mean loss and accuracy of a lane over the samples of the epoch, as they were trained."""

@@ -6,7 +6,7 @@ pixel, each times the pixel's value. torch's `embedding_bag` sums such rows one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -99,10 +99,12 @@ class LitPixels:
         some = self.matrix[rows if isinstance(rows, slice) else rows.numpy()]
         return Sparse.empty(1, *some.shape).fill(_groups(some.indices, _scaled(some, scale), some.indptr, [some.nnz]), [])
 
-    def steps(self, rows: Tensor, scale: Write, inputs: Sparse) -> Iterator[Sparse]:
-        """`inputs`, filled with what all lanes learn from at each step: samples `rows` (steps, lanes, batch)."""
-        count, lanes, batch = rows.shape
-        features, groups = self.matrix.shape[1], count * lanes
+    def steps(self, rows: Tensor, lanes: Sequence[int], scale: Write, inputs: Sparse) -> Iterator[Sparse]:
+        """`inputs`, filled with what all lanes learn from at each step: of samples `rows` (steps, orders, batch), each in its
+        own of these orders.
+        """
+        count, orders, batch = rows.shape
+        features, groups = self.matrix.shape[1], count * orders
         some = self.matrix[rows.flatten().numpy()]
         values, sizes = _scaled(some, scale), (some.indptr[batch::batch] - some.indptr[:-1:batch]).tolist()
         # one matrix, in which each group of samples has columns of its own: one call transposes all groups
@@ -113,8 +115,8 @@ class LitPixels:
             _groups(some.indices, values, some.indptr, sizes),
             _groups(turned.indices - group * batch, turned.data, turned.indptr, sizes),
         )
-        for step in range(0, groups, lanes):
-            yield inputs.fill(*(way[step : step + lanes] for way in ways))
+        for step in range(0, groups, orders):
+            yield inputs.fill(*([way[step + order] for order in lanes] for way in ways))
 
 
 def _scaled(some: csr_array, scale: Write) -> NDArray[np.float32]:

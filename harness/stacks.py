@@ -1,4 +1,4 @@
-"""Which runs train together: equal shapes share a stack, and stacks are cut so that no worker idles at the end."""
+"""Which runs train together: equal shapes share a stack, equal seeds if they can, and no worker idles at the end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import heapq
 import math
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from harness.components.optimizers import OPTIMIZERS
@@ -84,6 +85,7 @@ def _seconds(stack: Sequence[Plan]) -> float:
 
 
 def _cut(group: Sequence[Plan], width: int) -> list[list[Plan]]:
-    """A group in as few parts of at most `width` as there can be, of sizes that differ by one at most."""
-    parts = math.ceil(len(group) / width)
-    return [list(group[k::parts]) for k in range(parts)]
+    """A group in as few parts of at most `width` as there can be, of sizes that differ by one at most, seed after seed."""
+    parts, by_seed = math.ceil(len(group) / width), sorted(group, key=lambda plan: plan.config.seed)
+    ends = [len(group) * part // parts for part in range(parts + 1)]
+    return [by_seed[start:end] for start, end in pairwise(ends)]

@@ -124,13 +124,13 @@ class Stack:
         )
 
     def batches(self) -> Minibatches:
-        """The minibatches of this epoch."""
+        """The minibatches of this epoch; those of a seed are drawn and gathered once for all of its lanes."""
         config = self.configs[0]
-        orders = [
-            stream(c.seed, "shuffle", self.epoch).permutation(rows) for c, rows in zip(self.configs, self.train, strict=True)
-        ]
-        order = torch.from_numpy(np.stack(orders))[:, : config.max_batches * config.batch_size or None]
-        return Minibatches(self.data.train, order.to(config.device), config.batch_size, self.arch.num_classes, self.sparse)
+        learned = {c.seed: rows for c, rows in zip(self.configs, self.train, strict=True)}
+        orders = np.stack([stream(seed, "shuffle", self.epoch).permutation(rows) for seed, rows in learned.items()])
+        some = torch.from_numpy(orders[:, : config.max_batches * config.batch_size or None]).to(config.device)
+        lanes = [list(learned).index(c.seed) for c in self.configs]
+        return Minibatches(self.data.train, some, lanes, config.batch_size, self.arch.num_classes, self.sparse)
 
     @property
     def sparse(self) -> bool:

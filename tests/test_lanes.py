@@ -98,8 +98,13 @@ def family(config: RunConfig) -> list[RunConfig]:
 
 
 def check_lanes(config: RunConfig, sizes: Sequence[int] = (2, 3, 5)) -> None:
-    configs = family(config)
-    wanted = [alone(member) for member in configs]
+    """With a seed for each lane, and with one for all."""
+    check_family(family(config), sizes)
+    check_family([member.replace(seed=config.seed) for member in family(config)], sizes[-1:])
+
+
+def check_family(configs: Sequence[RunConfig], sizes: Sequence[int]) -> None:
+    config, wanted = configs[0], [alone(member) for member in configs]
     assert len({state for state, *_ in wanted}) == 5
     for lanes in sizes:
         assert results(configs[:lanes]) == wanted[:lanes], f"{lanes} lanes of {config.condition}"

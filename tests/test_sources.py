@@ -172,7 +172,7 @@ def test_digest_stays_with_what_cannot_move_a_number(before: dict[str, str], cop
 
 MOVING: dict[str, tuple[str, str, str, set[str]]] = {
     "the loop": ("training.py", "    stack.steps += 1\n", "    stack.steps += 2\n", ALL),
-    "the shuffle": ("training.py", 'stream(c.seed, "shuffle", self.epoch)', 'stream(c.seed, "shuffle", self.epoch + 1)', ALL),
+    "the shuffle": ("training.py", 'stream(seed, "shuffle", self.epoch)', 'stream(seed, "shuffle", self.epoch + 1)', ALL),
     "the batch of evaluation": ("training.py", "EVALUATION_BATCH = 1000", "EVALUATION_BATCH = 500", ALL),
     "denormals": ("training.py", "torch.set_flush_denormal(True)", "torch.set_flush_denormal(False)", ALL),
     "threads": ("training.py", "torch.set_num_threads(1)", "torch.set_num_threads(2)", ALL),

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -68,7 +68,7 @@ def stack_of(some: Data, *configs: RunConfig) -> Stack:
 @settings(max_examples=60, deadline=None)
 @given(
     steps=st.integers(1, 3),
-    lanes=st.integers(1, 4),
+    lanes=st.lists(st.integers(0, 3), min_size=1, max_size=6),
     batch=st.integers(1, 40),
     features=st.integers(2, 90),
     width=st.integers(1, 70),
@@ -76,17 +76,17 @@ def stack_of(some: Data, *configs: RunConfig) -> Stack:
     seed=st.integers(0, 2**32 - 1),
 )
 def test_products_are_those_of_all_pixels(
-    steps: int, lanes: int, batch: int, features: int, width: int, lit: float, seed: int
+    steps: int, lanes: list[int], batch: int, features: int, width: int, lit: float, seed: int
 ) -> None:
-    pixels, rng = images(50, features, lit, seed), np.random.default_rng(seed)
-    rows = torch.from_numpy(rng.integers(50, size=(steps, lanes, batch)))
+    pixels, rng, count = images(50, features, lit, seed), np.random.default_rng(seed), len(lanes)
+    rows = torch.from_numpy(rng.integers(50, size=(steps, max(lanes) + 1, batch)))
     weight, bias, dy = (
-        torch.from_numpy(rng.standard_normal((lanes, n, width), dtype=np.float32)) for n in (features, 1, batch)
+        torch.from_numpy(rng.standard_normal((count, n, width), dtype=np.float32)) for n in (features, 1, batch)
     )
-    wanted = pixels[rows].float() / 255
-    place = Sparse.empty(lanes, batch, features)
+    wanted = pixels[rows[:, lanes]].float() / 255
+    place = Sparse.empty(count, batch, features)
     turned = place.mT
-    for inputs, x in zip(LitPixels.of(pixels).steps(rows, unit, place), wanted, strict=True):
+    for inputs, x in zip(LitPixels.of(pixels).steps(rows, lanes, unit, place), wanted, strict=True):
         assert inputs is place
         assert inputs.shape == x.shape
         assert torch.equal(inputs.to_dense(), x)
@@ -126,7 +126,7 @@ def test_product_of_a_lane_has_the_same_bits_beside_any_others() -> None:
     def steps(lanes: slice) -> list[list[Tensor]]:
         some = rows[:, lanes]
         place = Sparse.empty(some.shape[1], 32, 784)
-        return [products(inputs, lanes) for inputs in lit.steps(some, unit, place)]
+        return [products(inputs, lanes) for inputs in lit.steps(some, range(some.shape[1]), unit, place)]
 
     together = steps(slice(0, 5))
     for lane in range(5):
@@ -150,13 +150,16 @@ def test_a_run_learns_what_it_learns_from_all_pixels(digits: Data) -> None:
     assert evaluate(lit, 0, "test") == pytest.approx(evaluate(every, 0, "test"), rel=1e-4)
 
 
+@pytest.mark.parametrize("seeds", [range(7), [5] * 7, [0, 1, 1, 0, 2, 1, 0]], ids=["seven seeds", "one seed", "three seeds"])
 @pytest.mark.parametrize(
     "changed",
     [{"validation": 0.1, "batch_size": 48}, {"batch_size": 17, "dropout": 0.3}, {"batch_size": 1333, "max_batches": 0}],
     ids=["validation", "dropout", "last batch of one"],
 )
-def test_a_lane_of_many_has_the_weights_and_curves_of_the_run_alone(digits: Data, changed: dict[str, float]) -> None:
-    configs = [a_config(seed=seed, lr=0.01 * (seed + 1), epochs=2, **changed) for seed in range(7)]
+def test_a_lane_of_many_has_the_weights_and_curves_of_the_run_alone(
+    digits: Data, changed: dict[str, float], seeds: Sequence[int]
+) -> None:
+    configs = [a_config(seed=seed, lr=0.01 * (lane + 1), epochs=2, **changed) for lane, seed in enumerate(seeds)]
     together = stack_of(digits, *configs)
     assert isinstance(next(iter(together.batches())).inputs, Sparse)
     epochs = list(train(together))
@@ -186,6 +189,14 @@ def test_pixels_made_ready_at_once_are_bounded_in_samples_not_in_minibatches(
     list(stack.batches())
     assert sum(seen) == lanes * len(digits.train)
     assert max(seen) < AHEAD + lanes * batch
+
+
+def test_lit_pixels_of_a_step_are_found_once_for_all_lanes_of_a_seed(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, seen = LitPixels.steps, list[int]()
+    monkeypatch.setattr(LitPixels, "steps", lambda lit, rows, *rest: seen.append(rows.numel()) or steps(lit, rows, *rest))
+    stack = stack_of(digits, *(a_config(seed=seed, max_batches=0) for seed in (3, 9, 3, 3, 9)))
+    list(stack.batches())
+    assert sum(seen) == 2 * len(digits.train)
 
 
 def bright(split: Split) -> Split:

@@ -82,6 +82,17 @@ def test_every_plan_is_in_one_stack_of_its_own_shape(plans: list[Plan], workers:
         assert len({plan.data.digest for plan in stack}) == 1
 
 
+@given(SOME, WORKERS)
+def test_lanes_of_one_seed_share_a_stack_wherever_the_cut_lets_them(plans: list[Plan], workers: int) -> None:
+    """A seed goes on in the next stack only where a stack is full."""
+    stacks: dict[object, list[list[Plan]]] = {}
+    for stack in pack(plans, workers):
+        stacks.setdefault((shape(stack[0]), stack[0].data.digest), []).append(stack)
+    for own in stacks.values():
+        seeds = [{plan.config.seed for plan in stack} for stack in own]
+        assert sum(map(len, seeds)) < len(own) + len(set[int]().union(*seeds))
+
+
 def test_lanes_of_a_stack_may_differ_in_what_training_lets_them() -> None:
     assert set(MAY_DIFFER) == {"init", "seed", "lr", "weight_decay"}
     factors = {"init": ["normal", "kaiming"], "lr": [0.1, 1], "weight_decay": [0, 0.1]}

@@ -82,6 +82,20 @@ def epoch_rows(stack: Stack, epoch: int, lane: int = 0) -> list[list[int]]:
     return [batch.inputs[lane, :, 0].mul(255).round().long().tolist() for batch in stack.batches()]
 
 
+@pytest.mark.parametrize("seeds", [(4, 4, 4), (4, 4, 7), (1, 2, 3)])
+def test_lanes_of_a_seed_see_the_same_images_in_the_same_order(numbered: Data, seeds: tuple[int, ...]) -> None:
+    stack = stack_of(numbered, *(a_config(seed=seed, lr=0.1 * (lane + 1)) for lane, seed in enumerate(seeds)))
+    for lane, seed in enumerate(seeds):
+        assert epoch_rows(stack, 3, lane) == epoch_rows(stack_of(numbered, a_config(seed=seed)), 3)
+
+
+def test_images_of_a_step_lie_in_memory_once_for_lanes_that_all_have_one_seed(digits: Data) -> None:
+    for seeds, places in (((4, 4, 4), 1), ((4, 4, 7), 3), ((1, 2, 3), 3)):
+        stack = stack_of(digits, *(a_config(seed=seed) for seed in seeds))
+        for batch in stack.batches():
+            assert len({lane.data_ptr() for lane in batch.inputs}) == places
+
+
 # --- learning ------------------------------------------------------------------------------------------------------
 
 
