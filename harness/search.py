@@ -209,7 +209,7 @@ class Hunt:
                     assert trial.rule is not None
                     rule = replace(trial.rule, known=there)
                     work = Work(self.store.uri, tuple(map(launch.lane, mine)), rule=rule)
-                    works.append((stacks.seconds(mine[0], len(mine)), work))
+                    works.append((stacks.seconds(mine), work))
             longest_first = [work for _, work in sorted(works, key=lambda pair: -pair[0])]
             with closing(self.hands.trained(longest_first, launch.heard)) as trained:
                 for work, came in trained:

@@ -19,6 +19,7 @@ LAST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")  # "32768K",
 MOST_ROOM = 16 * 2**20  # bytes: one core has no more of a cache that a hundred share
 # Seconds on one core of an AMD EPYC (AVX2), from the parts of a training step; only their ratios matter for cutting.
 PRODUCTS = 5.6e-11  # a parameter and sample, forward and backward
+GATHER = 1.2e-9  # a pixel of a sample, once for all lanes of a seed
 UPDATE = 2.0e-10  # a parameter, and as much for each moment of the optimizer
 LAYER = 2.5e-5  # a layer and step
 STEP = 1.0e-4  # a step, however many lanes share it
@@ -26,13 +27,15 @@ EPOCH = 0.02  # an epoch of a run: probe, metrics, checkpoints
 RUN = 0.75  # a run: its figures, its beginning and end in the store
 
 
-def seconds(plan: Plan, lanes: int) -> float:
-    """About how long a stack of `lanes` such runs takes on one core."""
+def seconds(stack: Sequence[Plan]) -> float:
+    """About how long a stack takes on one core."""
+    plan, lanes, seeds = stack[0], len(stack), len({plan.config.seed for plan in stack})
     config, arch, counts = plan.config, plan.arch, sample_counts(plan.config, plan.data)
     steps, moments = math.ceil(counts["train"] / config.batch_size), len(OPTIMIZERS[config.optimizer].moments)
     step = arch.parameters * (PRODUCTS * config.batch_size + UPDATE * (1 + moments)) + LAYER * len(arch.layers)
+    gathered = counts["train"] * arch.input_size * GATHER
     tested = arch.parameters * PRODUCTS / 2 * (counts["test"] + counts["val"])
-    return config.epochs * (steps * (lanes * step + STEP) + lanes * (tested + EPOCH)) + lanes * RUN
+    return config.epochs * (steps * (lanes * step + STEP) + seeds * gathered + lanes * (tested + EPOCH)) + lanes * RUN
 
 
 @cache
@@ -69,19 +72,15 @@ def pack(plans: Iterable[Plan], workers: int) -> list[list[Plan]]:
         for width in range(max((widest(group[0]) for group in shapes.values()), default=1), 0, -1)
     ]
     best = min(cuts, key=lambda cut: makespan(cut, workers))
-    return sorted(best, key=_seconds, reverse=True)
+    return sorted(best, key=seconds, reverse=True)
 
 
 def makespan(stacks: Sequence[Sequence[Plan]], workers: int) -> float:
     """About how long until the last of the stacks ends, when each worker takes the longest that is left."""
     busy = [0.0] * max(min(workers, len(stacks)), 1)
-    for took in sorted(map(_seconds, stacks), reverse=True):
+    for took in sorted(map(seconds, stacks), reverse=True):
         heapq.heappush(busy, heapq.heappop(busy) + took)
     return max(busy)
-
-
-def _seconds(stack: Sequence[Plan]) -> float:
-    return seconds(stack[0], len(stack))
 
 
 def _cut(group: Sequence[Plan], width: int) -> list[list[Plan]]:
