@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.contest import Epoch
 from harness.architecture import architecture
+from harness.components.inits import INITS
 from harness.components.layers import Call, Linear, log_softmax, logit_gradient, product
 from harness.components.norms import BatchNorm, BatchNormScratch, LayerNorm, LayerNormScratch, RMSNorm
 from harness.components.optimizers import OPTIMIZERS, Rows
@@ -25,11 +26,15 @@ aten = torch.ops.aten
 Part = tuple[str, list[Call]]  # of a step: its name and what it does
 
 
-def lanes(config: RunConfig, data: Data, count: int) -> Callable[[], Epoch]:
-    """`count` seeds as one stack, by the loop that `harness train` and `harness study` run; evaluation not counted."""
+def lanes(config: RunConfig, data: Data, count: int, one_seed: bool = False) -> Callable[[], Epoch]:
+    """`count` seeds as one stack, or inits of one seed, by the loop that `harness train` and `harness study` run.
+
+    Evaluation is not counted.
+    """
+    differ: list[dict[str, Any]] = [{"init": init} for init in INITS] if one_seed else [{"seed": k} for k in range(count)]
 
     def start() -> Epoch:
-        configs = [config.replace(seed=seed, epochs=1000, dataset=data.name) for seed in range(count)]
+        configs = [config.replace(epochs=1000, dataset=data.name, **lane) for lane in differ[:count]]
         with exact_arithmetic():
             stack = Stack.of(architecture(config), configs, data)
             records = train(stack, probe=False)
