@@ -77,7 +77,7 @@ def contenders(config: RunConfig, data: Data, say: Callable[[str], None]) -> Ite
         yield Contender("limit, adam, all pixels: products + update", limit(config, data, dense=True))
     for count in (1, 3, 5, 6, 12):
         yield ours("adam", config, count, notebook=NOTEBOOK, least=LIMIT)
-    for count in (3, 5):  # as studies have them: variants that differ in values alone
+    for count in (3, 5):  # as studies have them: variants that differ in init, lr or weight_decay
         alike = lanes(config, data, count, one_seed=True)
         yield Contender(f"harness, {count} lanes of one seed, adam", alike, NOTEBOOK, LIMIT, count)
     for optimizer in sorted(set(OPTIMIZERS) - {"adam"}):

@@ -27,7 +27,7 @@ Part = tuple[str, list[Call]]  # of a step: its name and what it does
 
 
 def lanes(config: RunConfig, data: Data, count: int, one_seed: bool = False) -> Callable[[], Epoch]:
-    """`count` seeds as one stack, or inits of one seed, by the loop that `harness train` and `harness study` run.
+    """`count` seeds as one stack, or inits of one seed, at most all, by the loop that `harness train` and `harness study` run.
 
     Evaluation is not counted.
     """

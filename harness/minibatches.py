@@ -41,7 +41,7 @@ class Minibatches:
         The last batch may be shorter. With `sparse`, inputs are the lit pixels alone, where the split has those.
         """
         self.split, self.classes, self.lit = split, classes, split.lit if sparse else None
-        # lanes of a tensor may share all of their memory or none; a GPU, which is not waited for, would gain nothing
+        # lanes of a tensor may share all of their memory or none of it, and on a GPU nobody has tried whether that moves bits
         if self.lit is None and (len(orders) > 1 or split.pixels.is_cuda):
             orders, lanes = orders[lanes], range(len(lanes))
         whole = orders.shape[1] - orders.shape[1] % batch_size

@@ -100,9 +100,7 @@ class LitPixels:
         return Sparse.empty(1, *some.shape).fill(_groups(some.indices, _scaled(some, scale), some.indptr, [some.nnz]), [])
 
     def steps(self, rows: Tensor, lanes: Sequence[int], scale: Write, inputs: Sparse) -> Iterator[Sparse]:
-        """`inputs`, filled with what all lanes learn from at each step: of samples `rows` (steps, orders, batch), each in its
-        own of these orders.
-        """
+        """`inputs`, filled for one step after the other; of `rows` (steps, orders, batch), lane k learns order `lanes[k]`."""
         count, orders, batch = rows.shape
         features, groups = self.matrix.shape[1], count * orders
         some = self.matrix[rows.flatten().numpy()]

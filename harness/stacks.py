@@ -1,4 +1,4 @@
-"""Which runs train together: equal shapes share a stack, equal seeds if they can, and no worker idles at the end."""
+"""Which runs train together: equal shapes share a stack, equal seeds where they can, cut so that no worker idles long."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")  # "32768K",
 MOST_ROOM = 16 * 2**20  # bytes: one core has no more of a cache that a hundred share
 # Seconds on one core of an AMD EPYC (AVX2), from the parts of a training step; only their ratios matter for cutting.
 PRODUCTS = 5.6e-11  # a parameter and sample, forward and backward
-GATHER = 1.2e-9  # a pixel of a sample, once for all lanes of a seed
+GATHER = 1.2e-9  # a pixel of a sample, once for a stack of one seed
 UPDATE = 2.0e-10  # a parameter, and as much for each moment of the optimizer
 LAYER = 2.5e-5  # a layer and step
 STEP = 1.0e-4  # a step, however many lanes share it
@@ -29,13 +29,13 @@ RUN = 0.75  # a run: its figures, its beginning and end in the store
 
 def seconds(stack: Sequence[Plan]) -> float:
     """About how long a stack takes on one core."""
-    plan, lanes, seeds = stack[0], len(stack), len({plan.config.seed for plan in stack})
+    plan, lanes, one_seed = stack[0], len(stack), len({plan.config.seed for plan in stack}) == 1
     config, arch, counts = plan.config, plan.arch, sample_counts(plan.config, plan.data)
     steps, moments = math.ceil(counts["train"] / config.batch_size), len(OPTIMIZERS[config.optimizer].moments)
     step = arch.parameters * (PRODUCTS * config.batch_size + UPDATE * (1 + moments)) + LAYER * len(arch.layers)
-    gathered = counts["train"] * arch.input_size * GATHER
+    gathered = counts["train"] * arch.input_size * GATHER * (1 if one_seed else lanes)
     tested = arch.parameters * PRODUCTS / 2 * (counts["test"] + counts["val"])
-    return config.epochs * (steps * (lanes * step + STEP) + seeds * gathered + lanes * (tested + EPOCH)) + lanes * RUN
+    return config.epochs * (steps * (lanes * step + STEP) + gathered + lanes * (tested + EPOCH)) + lanes * RUN
 
 
 @cache

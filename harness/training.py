@@ -124,7 +124,7 @@ class Stack:
         )
 
     def batches(self) -> Minibatches:
-        """The minibatches of this epoch; those of a seed are drawn and gathered once for all of its lanes."""
+        """The minibatches of this epoch, drawn once for all lanes of a seed."""
         config = self.configs[0]
         learned = {c.seed: rows for c, rows in zip(self.configs, self.train, strict=True)}
         orders = np.stack([stream(seed, "shuffle", self.epoch).permutation(rows) for seed, rows in learned.items()])

@@ -21,9 +21,10 @@ from harness.training import Stack, exact_arithmetic, train
 CONFIG = RunConfig(init="kaiming", norm="batchnorm", optimizer="adam", lr=0.001, dropout=0.2, dataset="mnist_5k", epochs=2)
 
 
-def trained(device: str, lanes: int = 3, **changes: Any) -> tuple[list[EpochRecord], list[str]]:
-    """The records of a stack and the final state digest of each lane."""
-    configs = [CONFIG.replace(device=device, seed=seed, **changes) for seed in range(lanes)]
+def trained(device: str, lanes: int = 3, one_seed: bool = False, **changes: Any) -> tuple[list[EpochRecord], list[str]]:
+    """The records of a stack and the final state digest of each lane, which have seeds of their own or else other lrs."""
+    own = ({"lr": CONFIG.lr * (lane + 1)} if one_seed else {"seed": lane} for lane in range(lanes))
+    configs = [CONFIG.replace(device=device, **lane, **changes) for lane in own]
     with exact_arithmetic():
         stack = Stack.of(architecture(configs[0]), configs, load("mnist_5k", "unused").to(device))
         return list(train(stack)), [state_digest(stack.network.state(lane)) for lane in range(lanes)]
@@ -45,9 +46,10 @@ def test_a_gpu_gives_the_same_bits_twice() -> None:
 @pytest.mark.cuda
 @pytest.mark.parametrize("hidden_dim", [1, 10, 64, 128, 512, 2048])
 @pytest.mark.parametrize("norm", ["none", "batchnorm", "layernorm_scratch"])
-def test_a_lane_of_any_stack_on_a_gpu_has_the_bits_of_the_run_alone(hidden_dim: int, norm: str) -> None:
+@pytest.mark.parametrize("one_seed", [False, True])
+def test_a_lane_of_any_stack_on_a_gpu_has_the_bits_of_the_run_alone(hidden_dim: int, norm: str, one_seed: bool) -> None:
     shape = {"hidden_dim": hidden_dim, "norm": norm, "epochs": 1, "max_batches": 40}
-    together = [trained("cuda", lanes, **shape)[1] for lanes in (1, 2, 3, 8, MOST_LANES - 1, MOST_LANES)]
+    together = [trained("cuda", lanes, one_seed, **shape)[1] for lanes in (1, 2, 3, 8, MOST_LANES - 1, MOST_LANES)]
     assert {digests[0] for digests in together} == {together[0][0]}
     assert together[-1][:-1] == together[-2]
 

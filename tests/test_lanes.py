@@ -98,7 +98,7 @@ def family(config: RunConfig) -> list[RunConfig]:
 
 
 def check_lanes(config: RunConfig, sizes: Sequence[int] = (2, 3, 5)) -> None:
-    """With a seed for each lane, and with one for all."""
+    """With the seeds of the family, of which the last lane has that of the first, and with one for all."""
     check_family(family(config), sizes)
     check_family([member.replace(seed=config.seed) for member in family(config)], sizes[-1:])
 

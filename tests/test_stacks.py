@@ -84,7 +84,7 @@ def test_every_plan_is_in_one_stack_of_its_own_shape(plans: list[Plan], workers:
 
 @given(SOME, WORKERS)
 def test_lanes_of_one_seed_share_a_stack_wherever_the_cut_lets_them(plans: list[Plan], workers: int) -> None:
-    """A seed goes on in the next stack only where a stack is full."""
+    """A cut divides one seed at most."""
     stacks: dict[object, list[list[Plan]]] = {}
     for stack in pack(plans, workers):
         stacks.setdefault((shape(stack[0]), stack[0].data.digest), []).append(stack)
@@ -153,11 +153,13 @@ def test_every_stack_can_train() -> None:
         assert len(built.lanes) == len(stack)
 
 
-def test_stack_of_one_seed_is_expected_to_end_before_one_of_three() -> None:
-    plans = planned(design="factorial", factors={"init": ["normal", "xavier", "kaiming"]})
-    for three in ([plan for plan in plans if plan.config.init == "xavier"], plans[::4]):
-        assert len({plan.config.seed for plan in three}) == 3
-        assert seconds([plan for plan in plans if plan.config.seed == 1]) < seconds(three)
+def test_stack_of_one_seed_is_expected_to_end_a_little_before_one_of_more() -> None:
+    plans = planned(design="factorial", base={"epochs": 100}, factors={"init": ["normal", "xavier", "kaiming"]})
+    by_seed = [[plan for plan in plans if plan.config.seed == seed] for seed in (0, 1, 2)]
+    three_seeds = [own[0] for own in by_seed]
+    one, two, three = map(seconds, (by_seed[1], [*by_seed[0][:2], by_seed[1][0]], three_seeds))
+    assert 0.9 * three < one < 0.99 * three  # of a step of three lanes 31 of 358 µs a lane gather (docs/performance.md)
+    assert two == three
 
 
 @given(SOME, WORKERS)
@@ -208,6 +210,11 @@ def test_seeds_of_one_variant_use_every_worker(workers: int) -> None:
     stacks = pack(planned(design="list", base={"epochs": 10}, variants=[{"name": "a"}]), workers)
     assert len(stacks) == workers
     assert sorted(len(stack) for stack in stacks) == {2: [1, 2], 3: [1, 1, 1]}[workers]
+
+
+def test_stacks_of_one_shape_are_even() -> None:
+    stacks = pack(planned(design="list", base={"epochs": 10}, seeds="0..6", variants=[{"name": "a"}]), 3)
+    assert sorted(map(len, stacks)) == [2, 2, 3]
 
 
 def test_seeds_of_one_variant_train_as_one_stack_on_one_worker() -> None:
