@@ -2,8 +2,9 @@
 
 Importing torch, MLflow and what exports a network takes a process seven seconds of a core, several times what most tests ask
 of it. `Fork` is a `subprocess.Popen` and `run` a `subprocess.run` without them, for tests that need a process of its own
-rather than one that imports: a pid, signals, pipes, an environment and a working directory are its own. What is about
-starting, about imports or about variables that libraries read at import takes `subprocess`.
+rather than one that imports: a pid, signals, pipes, an environment and a working directory are its own. All have the hash
+seed, the modules and the single thread of the one that forks. What is about starting, about imports or about variables that
+are read then takes `subprocess`, and a program ends by `harness.cli.run`, for nothing is called at the exit of a fork.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from multiprocessing import process
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+
 from harness.numerics import CAPS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,11 +47,16 @@ IMPORTED = (
     "torch.export._trace",
     "sympy.combinatorics",
 )
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # threads are not forked
-AT_IMPORT = (*CAPS, *ONE_THREAD, "PYTHONHASHSEED", "PYTHONOPTIMIZE")
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
+)  # a fork has the one that forks, and no other
+AT_IMPORT = (*CAPS, *ONE_THREAD, "TZ")
+READ_EARLY = ("PYTHON", "DASK_")  # how the names of others begin
+MINE = ("PYTHONPATH", "PYTHONSAFEPATH")  # which a fork has its own ways with
+USUAL = {"executable": None, "preexec_fn": None, "pass_fds": (), "shell": False, "umask": -1, "process_group": -1}
 LONGEST = 2**18  # bytes of a call, most of which are its environment
 STARTING = threading.Lock()
-NUMBER = 8  # bytes of what is told of a fork: its pid, then its status
+NUMBER = 8  # bytes of what is told of a fork: first its pid, then -1 - status
 EXECUTE = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]
 
 
@@ -61,33 +69,36 @@ class Fork(subprocess.Popen[str]):
         asked = EXECUTE.bind(self, *given).arguments
         python, *words = asked["args"]
         assert python == sys.executable
+        assert not {name: asked[name] for name, value in USUAL.items() if asked.get(name, value) != value}, "not for a fork"
+        server, began = _server()
         env = dict(os.environ if asked["env"] is None else asked["env"])
-        assert not [name for name in AT_IMPORT if env.get(name) != os.environ.get(name)], "an import reads it"
+        assert not [name for name in {**env, **began} if _early(name) and env.get(name) != began.get(name)], "read at import"
         assert env.get("PYTHONPATH", str(ROOT)) == str(ROOT), "it has other imports"
-        call = {
-            "words": words,
-            "cwd": os.fspath(asked["cwd"] or os.getcwd()),
-            "env": env,
-            "session": asked["start_new_session"],
-        }
+        cwd = os.path.abspath(asked["cwd"] or ".")
+        assert os.path.isdir(cwd), cwd
+        call = {"words": words, "cwd": cwd, "env": env, "session": asked["start_new_session"]}
         pipes = [asked[name] for name in ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")]
         files = [number if file == -1 else file for number, file in enumerate((pipes[0], pipes[3], pipes[5]))]
         self.told, theirs = socket.socketpair()
         with theirs:
-            socket.send_fds(_server(), [json.dumps(call).encode()], [*files, theirs.fileno()])
+            socket.send_fds(server, [json.dumps(call).encode()], [*files, theirs.fileno()])
         self.pid = self._told()
+        assert self.pid > 0, f"it ended before it was itself, with status {-1 - self.pid}"
         self._child_created = True
         self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 
     def _told(self) -> int:
-        number = self.told.recv(NUMBER)
-        assert number, "the process that forks is gone"
-        return int.from_bytes(number)
+        if number := self.told.recv(NUMBER):
+            return int.from_bytes(number, signed=True)
+        if self._child_created:  # nobody will tell when it ends
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        raise ChildProcessError("the process that forks is gone")
 
     def _try_wait(self, wait_flags: int) -> tuple[int, int]:
         self.told.setblocking(not wait_flags & os.WNOHANG)
         try:
-            status = self._told()
+            status = -1 - self._told()
         except BlockingIOError:
             return 0, 0
         self.told.close()
@@ -118,14 +129,19 @@ def run(words: Sequence[str], *, timeout: float, check: bool = False, **options:
     return done
 
 
-def _server() -> socket.socket:
-    """Started by the first call, ended with this process."""
+def _early(name: str) -> bool:
+    """Whether a variable of this name is read before there is a fork."""
+    return name in AT_IMPORT or (name.startswith(READ_EARLY) and name not in MINE)
+
+
+def _server() -> tuple[socket.socket, dict[str, str]]:
+    """Started by the first call, ended with this process; with the environment that it was given."""
     with STARTING:
         return _started()
 
 
 @cache
-def _started() -> socket.socket:
+def _started() -> tuple[socket.socket, dict[str, str]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
@@ -136,7 +152,7 @@ def _started() -> socket.socket:
         )
     atexit.register(child.wait)
     atexit.register(ours.close)
-    return ours
+    return ours, clean
 
 
 # the one that forks
@@ -144,8 +160,12 @@ def _started() -> socket.socket:
 
 def serve(descriptor: int) -> None:
     """Fork for each call that comes over a socket, and tell over the call's own what became of it, until the socket closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to this process too
+    sys.path.remove(str(ROOT / "tests"))
     for name in IMPORTED:
-        __import__(name)
+        with contextlib.suppress(Exception):  # what is wrong with it shows in the fork that asks for it
+            __import__(name)
+    assert threading.active_count() == 1, "a fork has one thread"
     gc.freeze()
     woken, wake = socket.socketpair()
     woken.setblocking(False)
@@ -165,7 +185,7 @@ def serve(descriptor: int) -> None:
         if pid == 0:
             for other in (calls, woken, wake, *children.values()):
                 other.close()
-            _become(json.loads(call), files)
+            _become(call, files)
         children[pid] = socket.socket(fileno=files.pop())
         for file in files:
             os.close(file)
@@ -176,18 +196,20 @@ def _reap(children: dict[int, socket.socket]) -> None:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             with children.pop(pid) as caller, contextlib.suppress(OSError):  # who asked is gone
-                caller.send(status.to_bytes(NUMBER))
+                caller.send((-1 - status).to_bytes(NUMBER, signed=True))
 
 
-def _become(call: dict[str, Any], files: Sequence[int]) -> NoReturn:
+def _become(sent: bytes, files: Sequence[int]) -> NoReturn:
     """Be the process that was asked for, as `python -m harness` or `python -c` would."""
+    code: int | str | None = None
     try:
+        call = json.loads(sent)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if call["session"]:
             os.setsid()
-        os.write(files[3], os.getpid().to_bytes(NUMBER))
+        os.write(files[3], os.getpid().to_bytes(NUMBER, signed=True))
         for number in range(3):
             os.dup2(files[number], number)
         for file in files:
@@ -200,6 +222,7 @@ def _become(call: dict[str, Any], files: Sequence[int]) -> NoReturn:
         tempfile.tempdir, process.ORIGINAL_DIR = None, call["cwd"]  # what libraries have kept of where they were imported
         option, program, *arguments = call["words"]
         gc.enable()
+        np.random.seed()  # noqa: NPY002 - no two new processes are alike; `random` sees to itself
         sys.path.insert(0, os.getcwd() if option == "-m" else "")
         if option == "-m":
             from harness.cli import run as main
@@ -210,13 +233,14 @@ def _become(call: dict[str, Any], files: Sequence[int]) -> NoReturn:
             sys.argv = ["-c", *arguments]
             sys.modules["__main__"] = types.ModuleType("__main__")
             exec(program, sys.modules["__main__"].__dict__)
-        code = 0
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
+        code = end.code
     except BaseException:
         traceback.print_exc()
         code = 1
     with contextlib.suppress(OSError, ValueError):
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-    os._exit(code)
+    os._exit(code if isinstance(code, int) else int(code is not None))

@@ -285,7 +285,7 @@ def test_bad_input_that_is_found_late_is_still_one_line(
 def test_dead_server_is_given_up_within_thirty_seconds(
     late: dict[str, tuple[subprocess.CompletedProcess[str], list[str], float]],
 ) -> None:
-    starting = min(seconds for _, _, seconds in late.values())  # imports, which take as long as others let them
+    starting = min(seconds for _, _, seconds in late.values())  # a new process, which takes as long as others let it
     assert late["dead server"][2] - starting < 30
     assert late["dead server"][1] == []
 

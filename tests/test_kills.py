@@ -161,7 +161,7 @@ engine.Newborn = First
 
 
 class Driver:
-    """A real `python -m harness study` (or search), in a process group of its own as under a terminal."""
+    """`python -m harness study` (or search) as a process of its own, in a process group of its own as under a terminal."""
 
     def __init__(self, place: Place, *arguments: str, code: str = "", command: str = "study") -> None:
         self.place = place

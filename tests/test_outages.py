@@ -60,7 +60,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 class Harness:
-    """A real `python -m harness`, each line of it with the time at which it came."""
+    """`python -m harness` as a process of its own, each line of it with the time at which it came."""
 
     def __init__(self, folder: Path, uri: str, *arguments: str) -> None:
         clean = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}

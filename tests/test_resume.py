@@ -62,7 +62,7 @@ def arguments(config: RunConfig) -> list[str]:
 
 
 class Process:
-    """A real `python -m harness train`, whose lines are read as they come."""
+    """`python -m harness train` as a process of its own, whose lines are read as they come."""
 
     def __init__(self, *args: str, harness: Sequence[str] = (sys.executable, "-m", "harness")) -> None:
         self.child = forks.Fork(

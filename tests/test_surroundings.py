@@ -66,20 +66,18 @@ def affinity(cpu: int) -> str:
     return f"import os; os.sched_setaffinity(0, {{sorted(os.sched_getaffinity(0))[{cpu}]}})\n"
 
 
-# each is one process with all of its axes at once; a process an axis would test no more, and each imports for seconds
+# each is one process with all of its axes at once; one an axis would name what is wrong, but import for seconds 29 times
 SURROUNDINGS: dict[str, dict[str, Axis]] = {
     "a bare machine": {
         "no locale": Axis({"LC_ALL": "C", "LANG": None, "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}),
         "no home": Axis({"HOME": None, "XDG_CACHE_HOME": None}),
-        "no path": Axis({"PATH": "/nowhere"}),
         "no GPU to be seen": Axis({"CUDA_VISIBLE_DEVICES": ""}),
-        "one thread": Axis({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}),
         "few files": Axis(shell="ulimit -n 64"),
         "umask": Axis(shell="umask 077"),
         "hash seed": Axis({"PYTHONHASHSEED": "0"}),
         "isolated from the folder": Axis(python=["-P", "-B", "-s"]),
         "first core": Axis(site=affinity(0)),
-        "all closed": Axis(shell="exec <&- >&- 2>&-"),
+        "closed input": Axis(shell="exec <&-"),
     },
     "somebody else's": {
         "another's mlflow": Axis(MLFLOW),
@@ -95,6 +93,8 @@ SURROUNDINGS: dict[str, dict[str, Axis]] = {
     },
     "a terminal": {
         "terminal": Axis(terminal=True, env={"TERM": "xterm-256color", "COLUMNS": "20"}),
+        "no path": Axis({"PATH": "/nowhere"}),
+        "one thread": Axis({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}),
         "without docstrings": Axis({"PYTHONOPTIMIZE": "2"}),
         "small stack": Axis(shell="ulimit -s 1024"),
         "nice": Axis(shell="renice -n 19 $$ >/dev/null 2>&1 || true"),
@@ -103,7 +103,7 @@ SURROUNDINGS: dict[str, dict[str, Axis]] = {
     "after another run": {
         "order": Axis(program=("-c", AFTER_ANOTHER)),
         "memory that is not zero": Axis({"MALLOC_PERTURB_": "165", "PYTHONMALLOC": "malloc"}),
-        "closed input": Axis(shell="exec <&-"),
+        "all closed": Axis(shell="exec <&- >&- 2>&-"),
     },
 }
 
