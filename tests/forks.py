@@ -47,12 +47,9 @@ IMPORTED = (
     "torch.export._trace",
     "sympy.combinatorics",
 )
-ONE_THREAD = dict.fromkeys(
-    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
-)  # a fork has the one that forks, and no other
-AT_IMPORT = (*CAPS, *ONE_THREAD, "TZ")
-READ_EARLY = ("PYTHON", "DASK_")  # how the names of others begin
-MINE = ("PYTHONPATH", "PYTHONSAFEPATH")  # which a fork has its own ways with
+# a fork has the thread that forks, and no other
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+AT_IMPORT = (*CAPS, *ONE_THREAD, "PYTHONHASHSEED", "PYTHONOPTIMIZE", "TZ")
 USUAL = {"executable": None, "preexec_fn": None, "pass_fds": (), "shell": False, "umask": -1, "process_group": -1}
 LONGEST = 2**18  # bytes of a call, most of which are its environment
 STARTING = threading.Lock()
@@ -70,9 +67,8 @@ class Fork(subprocess.Popen[str]):
         python, *words = asked["args"]
         assert python == sys.executable
         assert not {name: asked[name] for name, value in USUAL.items() if asked.get(name, value) != value}, "not for a fork"
-        server, began = _server()
         env = dict(os.environ if asked["env"] is None else asked["env"])
-        assert not [name for name in {**env, **began} if _early(name) and env.get(name) != began.get(name)], "read at import"
+        assert not [name for name in AT_IMPORT if env.get(name) != os.environ.get(name)], "an import reads it"
         assert env.get("PYTHONPATH", str(ROOT)) == str(ROOT), "it has other imports"
         cwd = os.path.abspath(asked["cwd"] or ".")
         assert os.path.isdir(cwd), cwd
@@ -81,7 +77,7 @@ class Fork(subprocess.Popen[str]):
         files = [number if file == -1 else file for number, file in enumerate((pipes[0], pipes[3], pipes[5]))]
         self.told, theirs = socket.socketpair()
         with theirs:
-            socket.send_fds(server, [json.dumps(call).encode()], [*files, theirs.fileno()])
+            socket.send_fds(_server(), [json.dumps(call).encode()], [*files, theirs.fileno()])
         self.pid = self._told()
         assert self.pid > 0, f"it ended before it was itself, with status {-1 - self.pid}"
         self._child_created = True
@@ -129,19 +125,14 @@ def run(words: Sequence[str], *, timeout: float, check: bool = False, **options:
     return done
 
 
-def _early(name: str) -> bool:
-    """Whether a variable of this name is read before there is a fork."""
-    return name in AT_IMPORT or (name.startswith(READ_EARLY) and name not in MINE)
-
-
-def _server() -> tuple[socket.socket, dict[str, str]]:
-    """Started by the first call, ended with this process; with the environment that it was given."""
+def _server() -> socket.socket:
+    """Started by the first call, ended with this process."""
     with STARTING:
         return _started()
 
 
 @cache
-def _started() -> tuple[socket.socket, dict[str, str]]:
+def _started() -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
@@ -152,7 +143,7 @@ def _started() -> tuple[socket.socket, dict[str, str]]:
         )
     atexit.register(child.wait)
     atexit.register(ours.close)
-    return ours, clean
+    return ours
 
 
 # the one that forks
