@@ -2,6 +2,9 @@
 
 A row of x W is the sum of those rows of W where the sample is lit, and a row of x' dy that of the samples which light the
 pixel, each times the pixel's value. torch's `embedding_bag` sums such rows one after the other, for each lane by itself.
+
+Minibatches are taken apart by scipy's compiled routines themselves, `_sparsetools`: its sparse arrays, which call them, would
+check what this module has made, for a third of the time that all of it takes.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, vstack
+from scipy.sparse import _sparsetools, csr_array, vstack
 from torch import Tensor
 
 from harness.numerics import NATIVE, current, processor
@@ -37,6 +40,32 @@ class Rows(NamedTuple):
     def times(self, dense: Tensor) -> Tensor:
         """The product with a matrix (columns, n), whose rows are contiguous: (rows, n)."""
         return torch.embedding_bag(dense, self.columns, self.starts, False, SUM, False, self.values)[0]
+
+
+class Matrices(NamedTuple):
+    """Sparse matrices of equally many rows, one behind the other: the columns and values of all their entries, (entries,).
+
+    `starts` (matrices, rows + 1): where each one's rows start among its own entries, and where the last row ends.
+    """
+
+    columns: NDArray[Any]
+    values: NDArray[Any]
+    starts: NDArray[Any]
+
+    def transposed(self, width: int) -> Matrices:
+        """Each one's transpose, of matrices with `width` columns, by what is under `csr_array.tocsc`, which checks it first."""
+        rows, values = np.empty_like(self.columns), np.empty_like(self.values)
+        tops, end = np.empty((len(self.starts), width + 1), self.starts.dtype), 0
+        for starts, top in zip(self.starts, tops, strict=True):
+            its = slice(end, end := end + starts[-1])
+            before, after = (starts, self.columns[its], self.values[its]), (top, rows[its], values[its])
+            _sparsetools.csr_tocsc(len(starts) - 1, width, *before, *after)
+        return Matrices(rows, values, tops)
+
+    def each(self) -> list[Rows]:
+        """Each by itself."""
+        parts = (torch.from_numpy(part).split(self.starts[:, -1].tolist()) for part in (self.columns, self.values))
+        return list(map(Rows, *parts, torch.from_numpy(self.starts[:, :-1])))
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +98,22 @@ class Sparse:
     def rows(self) -> list[Rows]:
         return self.ways[self.turned]
 
-    def times(self, dense: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
-        """Write the product of each lane (+ bias) to `out`: with (lanes, m, p) to (lanes, n, p)."""
-        if bias is None:
-            for rows, by, to in zip(self.rows, dense, out, strict=True):
-                to.copy_(rows.times(by))
-        else:
-            for rows, by, to, plus in zip(self.rows, dense, out, bias, strict=True):
-                torch.add(rows.times(by), plus, out=to)
+    def product(self, dense: Tensor, out: Tensor, bias: Tensor | None = None) -> Callable[[], None]:
+        """The call that writes the product of each lane (+ bias) to `out`: with (lanes, m, p) to (lanes, n, p).
+
+        Tensors are cut into lanes once, here: at each call it would take longer than adding a bias.
+        """
+        lanes = list(zip(dense, out, [None] * len(out) if bias is None else bias, strict=True))
+
+        def write() -> None:
+            for rows, (by, to, plus) in zip(self.rows, lanes, strict=True):
+                its = rows.times(by)
+                if plus is None:
+                    to.copy_(its)
+                else:
+                    torch.add(its, plus, out=to)
+
+        return write
 
     def to_dense(self) -> Tensor:
         """As a tensor (lanes, n, m)."""
@@ -97,35 +134,32 @@ class LitPixels:
     def inputs(self, rows: slice | Tensor, scale: Write) -> Sparse:
         """Some samples, for one lane to be evaluated on."""
         some = self.matrix[rows if isinstance(rows, slice) else rows.numpy()]
-        return Sparse.empty(1, *some.shape).fill(_groups(some.indices, _scaled(some, scale), some.indptr, [some.nnz]), [])
+        found = Matrices(some.indices, _scaled(some.data, scale), some.indptr[None])
+        return Sparse.empty(1, *some.shape).fill(found.each(), [])
 
     def steps(self, rows: Tensor, lanes: Sequence[int], scale: Write, inputs: Sparse) -> Iterator[Sparse]:
         """`inputs`, filled for one step after the other; of `rows` (steps, orders, batch), lane k learns order `lanes[k]`."""
-        count, orders, batch = rows.shape
-        features, groups = self.matrix.shape[1], count * orders
-        some = self.matrix[rows.flatten().numpy()]
-        values, sizes = _scaled(some, scale), (some.indptr[batch::batch] - some.indptr[:-1:batch]).tolist()
-        # one matrix, in which each group of samples has columns of its own: one call transposes all groups
-        group = np.repeat(np.arange(groups, dtype=some.indices.dtype), sizes)
-        apart = csr_array((values, some.indices + group * features, some.indptr), (groups * batch, groups * features))
-        turned = apart.tocsc()
-        ways = (
-            _groups(some.indices, values, some.indptr, sizes),
-            _groups(turned.indices - group * batch, turned.data, turned.indptr, sizes),
-        )
-        for step in range(0, groups, orders):
+        steps, orders, batch = rows.shape
+        columns, pixels, starts = self._some(rows.flatten().numpy())
+        firsts = starts[:-1].reshape(steps * orders, batch)
+        found = Matrices(columns, _scaled(pixels, scale), np.column_stack([firsts, starts[batch::batch]]) - firsts[:, :1])
+        ways = found.each(), found.transposed(self.matrix.shape[1]).each()
+        for step in range(0, steps * orders, orders):
             yield inputs.fill(*([way[step + order] for order in lanes] for way in ways))
 
+    def _some(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.uint8], NDArray[Any]]:
+        """Columns, values and starts of `matrix[rows]`, by what is under that, which checks it first."""
+        whole = self.matrix
+        rows = rows.astype(whole.indptr.dtype)
+        starts = np.zeros(len(rows) + 1, whole.indptr.dtype)
+        np.cumsum(whole.indptr[rows + 1] - whole.indptr[rows], out=starts[1:])
+        columns, pixels = np.empty(starts[-1], whole.indices.dtype), np.empty(starts[-1], whole.data.dtype)
+        _sparsetools.csr_row_index(len(rows), rows, whole.indptr, whole.indices, whole.data, columns, pixels)
+        return columns, pixels, starts
 
-def _scaled(some: csr_array, scale: Write) -> NDArray[np.float32]:
-    return scale(torch.from_numpy(some.data), torch.empty(some.nnz)).numpy()
 
-
-def _groups(columns: NDArray[Any], values: NDArray[Any], starts: NDArray[Any], sizes: list[int]) -> list[Rows]:
-    """Rows cut into groups, of `sizes` entries and equally many rows."""
-    heads = starts[:-1].reshape(len(sizes), -1)
-    parts = map(torch.from_numpy, (columns, values))
-    return list(map(Rows, *(part.split(sizes) for part in parts), torch.from_numpy(heads - heads[:, :1])))
+def _scaled(pixels: NDArray[np.uint8], scale: Write) -> NDArray[np.float32]:
+    return scale(torch.from_numpy(pixels), torch.empty(len(pixels))).numpy()
 
 
 def share(pixels: Tensor) -> float:

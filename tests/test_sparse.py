@@ -93,8 +93,8 @@ def test_products_are_those_of_all_pixels(
         assert torch.equal(turned.to_dense(), x.mT)
         assert torch.equal(turned.mT.to_dense(), x)
         y, d_weight = torch.full_like(dy, torch.nan), torch.full_like(weight, torch.nan)
-        inputs.times(weight, y, bias)
-        inputs.mT.times(dy, d_weight)
+        inputs.product(weight, y, bias)()
+        inputs.mT.product(dy, d_weight)()
         for got, exact in ((y, x.double() @ weight.double() + bias), (d_weight, x.double().mT @ dy.double())):
             assert torch.allclose(got.double(), exact, rtol=1e-5, atol=2e-5)
         assert not d_weight[:, -1].any()  # of a pixel that nothing lights
@@ -119,8 +119,8 @@ def test_product_of_a_lane_has_the_same_bits_beside_any_others() -> None:
 
     def products(inputs: Sparse, lanes: slice) -> list[Tensor]:
         y, d_weight = torch.empty_like(dy[lanes]), torch.empty_like(weight[lanes])
-        inputs.times(weight[lanes], y)
-        inputs.mT.times(dy[lanes], d_weight)
+        inputs.product(weight[lanes], y)()
+        inputs.mT.product(dy[lanes], d_weight)()
         return [y, d_weight]
 
     def steps(lanes: slice) -> list[list[Tensor]]:

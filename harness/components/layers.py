@@ -78,7 +78,7 @@ def product(a: Tensor | Sparse, b: Tensor, out: Tensor, bias: Tensor | None = No
     their number: then each has its own. cuBLAS chooses a kernel by it too: there two share one, the last with itself.
     """
     if isinstance(a, Sparse):
-        return partial(a.times, b, out, bias)
+        return a.product(b, out, bias)
     share = 1 if 1 in (*a.shape[1:], *out.shape[1:]) else 2 if out.is_cuda else len(a)
     if len(a) > share:
         biases = repeat(None) if bias is None else bias.split(share)
