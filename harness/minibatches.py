@@ -13,7 +13,10 @@ from harness.data import Split
 from harness.network import lane_buffer
 from harness.sparse import Sparse
 
-AHEAD = 768  # samples of all orders, whose pixels are gathered by one call: 24 minibatches of 32
+# Samples of all orders that are made ready at once. The fewer, the sooner their pixels are used, out of the cache; finding lit
+# ones takes much memory of its own, and what it drives from the cache is the less often fetched again the more it finds.
+AHEAD = 768  # 24 minibatches of 32
+LIT_AHEAD = 6144
 
 
 class Batch(NamedTuple):
@@ -61,7 +64,8 @@ class Minibatches:
                 else Sparse.empty(lanes, batch, features)
             )
             dlogits = lane_buffer(lanes, (self.classes, batch), log_p)
-            parts = (part.split(-(-AHEAD // (orders * batch))) for part in (rows, labels, label_gradient(labels, log_p), log_p))
+            steps = -(-(AHEAD if self.lit is None else LIT_AHEAD) // (orders * batch))
+            parts = (part.split(steps) for part in (rows, labels, label_gradient(labels, log_p), log_p))
             for some, *its in zip(*parts, strict=True):
                 for filled, its_labels, its_d_log_p, its_log_p in zip(self._filled(inputs, some), *its, strict=True):
                     yield Batch(filled, its_labels, its_d_log_p, its_log_p, dlogits)

@@ -20,7 +20,7 @@ from harness import data, sparse
 from harness.architecture import architecture
 from harness.config import RunConfig
 from harness.data import Data, Scale, Split
-from harness.minibatches import AHEAD
+from harness.minibatches import LIT_AHEAD
 from harness.numerics import CAPS
 from harness.plan import prepare
 from harness.sparse import LEAST_BATCH, LEAST_WIDTH, LitPixels, Sparse, pays
@@ -188,7 +188,7 @@ def test_pixels_made_ready_at_once_are_bounded_in_samples_not_in_minibatches(
     stack = stack_of(digits, *(a_config(seed=seed, batch_size=batch, max_batches=0) for seed in range(lanes)))
     list(stack.batches())
     assert sum(seen) == lanes * len(digits.train)
-    assert max(seen) < AHEAD + lanes * batch
+    assert max(seen) < LIT_AHEAD + lanes * batch
 
 
 def test_lit_pixels_of_a_step_are_found_once_for_all_lanes_of_a_seed(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
