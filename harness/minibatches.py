@@ -13,10 +13,10 @@ from harness.data import Split
 from harness.network import lane_buffer
 from harness.sparse import Sparse
 
-# Samples of all orders that are made ready at once. The fewer, the sooner their pixels are used, out of the cache; finding lit
-# ones takes much memory of its own, and what it drives from the cache is the less often fetched again the more it finds.
+# Samples of all orders that are made ready at once. Pixels that were gathered are soon used, while the cache holds them;
+# finding lit ones empties it, so that is done seldom.
 AHEAD = 768  # 24 minibatches of 32
-LIT_AHEAD = 6144
+LIT_AHEAD = 6144  # 192 minibatches of 32; twice as many gain nothing
 
 
 class Batch(NamedTuple):

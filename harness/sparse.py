@@ -3,8 +3,9 @@
 A row of x W is the sum of those rows of W where the sample is lit, and a row of x' dy that of the samples which light the
 pixel, each times the pixel's value. torch's `embedding_bag` sums such rows one after the other, for each lane by itself.
 
-Minibatches are taken apart by scipy's compiled routines themselves, `_sparsetools`: its sparse arrays, which call them, would
-check what this module has made, for a third of the time that all of it takes.
+Minibatches are taken apart by scipy's compiled routines themselves, `_sparsetools`, private but the same from 1.15 to 1.17: an
+array of scipy's for each minibatch would take four times as long to transpose it, for its checks, and one for all of them more
+memory than the caches hold.
 """
 
 from __future__ import annotations
@@ -53,14 +54,14 @@ class Matrices(NamedTuple):
     starts: NDArray[Any]
 
     def transposed(self, width: int) -> Matrices:
-        """Each one's transpose, of matrices with `width` columns, by what is under `csr_array.tocsc`, which checks it first."""
+        """Each one's transpose, of matrices with `width` columns: as `csr_array.tocsc` makes it, without its checks."""
         rows, values = np.empty_like(self.columns), np.empty_like(self.values)
-        tops, end = np.empty((len(self.starts), width + 1), self.starts.dtype), 0
-        for starts, top in zip(self.starts, tops, strict=True):
+        column_starts, end = np.empty((len(self.starts), width + 1), self.starts.dtype), 0
+        for starts, turned_starts in zip(self.starts, column_starts, strict=True):
             its = slice(end, end := end + starts[-1])
-            before, after = (starts, self.columns[its], self.values[its]), (top, rows[its], values[its])
+            before, after = (starts, self.columns[its], self.values[its]), (turned_starts, rows[its], values[its])
             _sparsetools.csr_tocsc(len(starts) - 1, width, *before, *after)
-        return Matrices(rows, values, tops)
+        return Matrices(rows, values, column_starts)
 
     def each(self) -> list[Rows]:
         """Each by itself."""
@@ -107,11 +108,11 @@ class Sparse:
 
         def write() -> None:
             for rows, (by, to, plus) in zip(self.rows, lanes, strict=True):
-                its = rows.times(by)
+                sums = rows.times(by)
                 if plus is None:
-                    to.copy_(its)
+                    to.copy_(sums)
                 else:
-                    torch.add(its, plus, out=to)
+                    torch.add(sums, plus, out=to)
 
         return write
 
@@ -140,21 +141,23 @@ class LitPixels:
     def steps(self, rows: Tensor, lanes: Sequence[int], scale: Write, inputs: Sparse) -> Iterator[Sparse]:
         """`inputs`, filled for one step after the other; of `rows` (steps, orders, batch), lane k learns order `lanes[k]`."""
         steps, orders, batch = rows.shape
-        columns, pixels, starts = self._some(rows.flatten().numpy())
+        columns, pixels, starts = self._taken(rows.flatten().numpy())
         firsts = starts[:-1].reshape(steps * orders, batch)
         found = Matrices(columns, _scaled(pixels, scale), np.column_stack([firsts, starts[batch::batch]]) - firsts[:, :1])
         ways = found.each(), found.transposed(self.matrix.shape[1]).each()
         for step in range(0, steps * orders, orders):
             yield inputs.fill(*([way[step + order] for order in lanes] for way in ways))
 
-    def _some(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.uint8], NDArray[Any]]:
-        """Columns, values and starts of `matrix[rows]`, by what is under that, which checks it first."""
+    def _taken(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.uint8], NDArray[Any]]:
+        """Columns, pixels and starts of `matrix[rows]`, without most of its checks. Raises IndexError for a row it lacks."""
         whole = self.matrix
-        rows = rows.astype(whole.indptr.dtype)
+        if not 0 <= rows.min() <= rows.max() < whole.shape[0]:
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {whole.shape[0]} samples")
         starts = np.zeros(len(rows) + 1, whole.indptr.dtype)
         np.cumsum(whole.indptr[rows + 1] - whole.indptr[rows], out=starts[1:])
         columns, pixels = np.empty(starts[-1], whole.indices.dtype), np.empty(starts[-1], whole.data.dtype)
-        _sparsetools.csr_row_index(len(rows), rows, whole.indptr, whole.indices, whole.data, columns, pixels)
+        asked = rows.astype(whole.indptr.dtype)
+        _sparsetools.csr_row_index(len(rows), asked, whole.indptr, whole.indices, whole.data, columns, pixels)
         return columns, pixels, starts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from harness import data, sparse
+from harness import data, minibatches, sparse
 from harness.architecture import architecture
 from harness.config import RunConfig
 from harness.data import Data, Scale, Split
-from harness.minibatches import LIT_AHEAD
+from harness.minibatches import Minibatches
 from harness.numerics import CAPS
 from harness.plan import prepare
 from harness.sparse import LEAST_BATCH, LEAST_WIDTH, LitPixels, Sparse, pays
@@ -111,6 +112,19 @@ def test_samples_to_be_evaluated_are_the_ones_asked_for(start: int, count: int, 
         assert inputs.shape == (1, len(pixels[asked]), 30)
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_any_row_of_a_large_split_is_found_and_no_other_is(dtype: type) -> None:
+    pixels = images(70_000, 3, 0.3, 2)
+    matrix = LitPixels.of(pixels).matrix
+    matrix.indices, matrix.indptr = matrix.indices.astype(dtype), matrix.indptr.astype(dtype)
+    rows = torch.tensor([[[69_999, 0, 32_768, 65_536, 40_000]]])
+    (inputs,) = LitPixels(matrix).steps(rows, [0], unit, Sparse.empty(1, 5, 3))
+    assert torch.equal(inputs.to_dense(), pixels[rows[0]].float() / 255)
+    for row in (-1, -30, 70_000, 2**32):
+        with pytest.raises(IndexError, match=str(row)):
+            list(LitPixels(matrix).steps(torch.tensor([[[5, row]]]), [0], unit, Sparse.empty(1, 2, 3)))
+
+
 def test_product_of_a_lane_has_the_same_bits_beside_any_others() -> None:
     pixels, rng = images(200, 784, 0.2, 5), np.random.default_rng(5)
     rows = torch.from_numpy(rng.integers(200, size=(3, 5, 32)))
@@ -157,8 +171,9 @@ def test_a_run_learns_what_it_learns_from_all_pixels(digits: Data) -> None:
     ids=["validation", "dropout", "last batch of one"],
 )
 def test_a_lane_of_many_has_the_weights_and_curves_of_the_run_alone(
-    digits: Data, changed: dict[str, float], seeds: Sequence[int]
+    digits: Data, changed: dict[str, float], seeds: Sequence[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(minibatches, "LIT_AHEAD", 300)  # so that a run alone, too, is made ready in parts
     configs = [a_config(seed=seed, lr=0.01 * (lane + 1), epochs=2, **changed) for lane, seed in enumerate(seeds)]
     together = stack_of(digits, *configs)
     assert isinstance(next(iter(together.batches())).inputs, Sparse)
@@ -179,16 +194,23 @@ def test_evaluation_multiplies_lit_pixels_alone(digits: Data, monkeypatch: pytes
         assert asked, part
 
 
-@pytest.mark.parametrize(("lanes", "batch"), [(1, 32), (5, 32), (8, 128), (1, 2000), (3, 17)])
+@pytest.mark.parametrize("lit", [True, False], ids=["lit pixels", "all pixels"])
+@pytest.mark.parametrize(("seeds", "batch"), [([0], 32), ([0, 1, 2, 3, 4], 32), ([6] * 5, 32), ([0, 1, 2], 17), ([0, 1], 700)])
 def test_pixels_made_ready_at_once_are_bounded_in_samples_not_in_minibatches(
-    digits: Data, lanes: int, batch: int, monkeypatch: pytest.MonkeyPatch
+    digits: Data, lit: bool, seeds: list[int], batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps, seen = LitPixels.steps, list[int]()
-    monkeypatch.setattr(LitPixels, "steps", lambda lit, rows, *rest: seen.append(rows.numel()) or steps(lit, rows, *rest))
-    stack = stack_of(digits, *(a_config(seed=seed, batch_size=batch, max_batches=0) for seed in range(lanes)))
+    filled, seen, most = Minibatches._filled, list[int](), 900 if lit else 400
+    monkeypatch.setattr(minibatches, "LIT_AHEAD", 900)
+    monkeypatch.setattr(minibatches, "AHEAD", 400)
+    monkeypatch.setattr(Minibatches, "_filled", lambda its, to, rows: seen.append(rows.numel()) or filled(its, to, rows))
+    some = digits if lit else replace(digits, train=bright(digits.train))
+    stack = stack_of(
+        some, *(a_config(seed=seed, batch_size=batch, max_batches=0, lr=0.1 / (k + 1)) for k, seed in enumerate(seeds))
+    )
     list(stack.batches())
-    assert sum(seen) == lanes * len(digits.train)
-    assert max(seen) < LIT_AHEAD + lanes * batch
+    step = len(set(seeds)) * batch
+    assert sum(seen) == len(set(seeds)) * len(digits.train)
+    assert max(seen) == math.ceil(most / step) * step
 
 
 def test_lit_pixels_of_a_step_are_found_once_for_all_lanes_of_a_seed(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
