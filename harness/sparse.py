@@ -174,8 +174,8 @@ def pays(width: int, batch: int) -> bool:
     """Whether a first layer of `width` units multiplies lit pixels alone.
 
     Only on AMD's processors with AVX-512: on AMD's without it and on Intel's, MKL's products of all pixels are as fast or
-    faster, and elsewhere nobody has measured. Not with portable numerics: torch compiles these sums for the processor that it
-    finds, and nothing caps that.
+    faster, and elsewhere nobody has measured. Not with portable numerics: these sums are FBGEMM's, which compiles them for the
+    processor that it finds and can be capped (`FBGEMM_ENABLE_INSTRUCTIONS`) no lower than AVX2.
     """
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
     measured = wide and "AuthenticAMD" in processor("vendor_id") and current() == NATIVE
