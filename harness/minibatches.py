@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -58,13 +59,13 @@ class Minibatches:
         lanes, features = len(self.lanes), self.split.pixels.shape[1]
         for rows, labels, log_p in zip(self.rows, self.labels, self.log_p, strict=True):
             _, orders, batch = rows.shape
-            inputs = (
-                log_p.new_empty(orders, batch, features).expand(lanes, -1, -1)
-                if self.lit is None
-                else Sparse.empty(lanes, batch, features)
-            )
+            inputs: Any
+            if self.lit is None:
+                inputs, ahead = log_p.new_empty(orders, batch, features).expand(lanes, -1, -1), AHEAD
+            else:
+                inputs, ahead = Sparse.empty(lanes, batch, features), LIT_AHEAD
             dlogits = lane_buffer(lanes, (self.classes, batch), log_p)
-            steps = -(-(AHEAD if self.lit is None else LIT_AHEAD) // (orders * batch))
+            steps = math.ceil(ahead / (orders * batch))
             parts = (part.split(steps) for part in (rows, labels, label_gradient(labels, log_p), log_p))
             for some, *its in zip(*parts, strict=True):
                 for filled, its_labels, its_d_log_p, its_log_p in zip(self._filled(inputs, some), *its, strict=True):
