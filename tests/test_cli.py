@@ -444,6 +444,48 @@ def test_run_needs_no_git(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+TUNED = """\
+name = "tuned"
+question = "Which?"
+seeds = [0]
+[base]
+dataset = "mnist_5k"
+epochs = 1
+max_batches = 2
+hidden_dim = 8
+validation = 0.2
+[search]
+trials = 2
+final_seeds = [7, 8]
+[space.lr]
+low = 1e-3
+high = 1.0
+log = true
+"""
+
+
+@pytest.mark.slow
+def test_every_command_makes_its_own_imports_and_warns_of_nothing(tmp_path: Path) -> None:
+    """Most tests of commands fork a process that made the imports of all: what one forgets, or says meanwhile, they miss."""
+    (tmp_path / "tuned.toml").write_text(TUNED)
+    said = dict[str, str]()
+
+    def succeeds(command: str, *arguments: str) -> None:
+        done = fresh_harness_says(tmp_path, command, *arguments)
+        assert (done.returncode, done.stderr) == (0, ""), command
+        said[command] = done.stdout
+
+    succeeds("train", *TINY)
+    succeeds("verify", re.findall("[0-9a-f]{32}", said["train"])[0])
+    succeeds("study", "matrix", "--seeds", "0,1", *TINY)
+    for command in ("status", "results", "report"):
+        succeeds(command, "matrix")
+    succeeds("search", "tuned.toml")
+    succeeds("doctor")
+    assert set(said) == set(cli.cli.commands)
+    assert all(said.values())
+
+
 @pytest.mark.parametrize("name", ["question?mark", "per%20cent"])
 def test_folder_whose_name_means_something_in_a_uri_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
