@@ -21,6 +21,7 @@ from pathlib import Path
 import forks
 import pytest
 from mlflow import MlflowClient
+from test_search_cli import TINY as SEARCH
 
 from harness import cli
 from harness.config import FIELDS, RunConfig
@@ -444,30 +445,10 @@ def test_run_needs_no_git(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-TUNED = """\
-name = "tuned"
-question = "Which?"
-seeds = [0]
-[base]
-dataset = "mnist_5k"
-epochs = 1
-max_batches = 2
-hidden_dim = 8
-validation = 0.2
-[search]
-trials = 2
-final_seeds = [7, 8]
-[space.lr]
-low = 1e-3
-high = 1.0
-log = true
-"""
-
-
 @pytest.mark.slow
 def test_every_command_makes_its_own_imports_and_warns_of_nothing(tmp_path: Path) -> None:
     """Most tests of commands fork a process that made the imports of all: what one forgets, or says meanwhile, they miss."""
-    (tmp_path / "tuned.toml").write_text(TUNED)
+    (tmp_path / "tiny.toml").write_text(SEARCH)
     said = dict[str, str]()
 
     def succeeds(command: str, *arguments: str) -> None:
@@ -480,7 +461,7 @@ def test_every_command_makes_its_own_imports_and_warns_of_nothing(tmp_path: Path
     succeeds("study", "matrix", "--seeds", "0,1", *TINY)
     for command in ("status", "results", "report"):
         succeeds(command, "matrix")
-    succeeds("search", "tuned.toml")
+    succeeds("search", "tiny.toml")
     succeeds("doctor")
     assert set(said) == set(cli.cli.commands)
     assert all(said.values())
