@@ -4,8 +4,8 @@ A row of x W is the sum of those rows of W where the sample is lit, and a row of
 pixel, each times the pixel's value. torch's `embedding_bag` sums such rows one after the other, for each lane by itself.
 
 Minibatches are taken apart by scipy's compiled routines themselves, `_sparsetools`, private but the same from 1.15 to 1.17: an
-array of scipy's for each minibatch would take four times as long to transpose it, for its checks, and one for all of them more
-memory than the caches hold.
+array of scipy's for each minibatch would take three to four times as long to transpose it, for its checks, and one for all of
+them up to a third longer.
 """
 
 from __future__ import annotations
