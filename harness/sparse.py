@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import _sparsetools, csr_array, vstack
+from scipy.sparse import _sparsetools, csr_array, get_index_dtype
 from torch import Tensor
 
 from harness.numerics import NATIVE, current, processor
@@ -129,8 +129,18 @@ class LitPixels:
 
     @classmethod
     def of(cls, pixels: Tensor) -> LitPixels:
-        """A thousand samples at a time: what lies between takes memory."""
-        return cls(vstack([csr_array(some.numpy()) for some in pixels.split(1000)], format="csr"))
+        """Found in the samples as they lie in memory: scipy looks for rows and columns, which takes three times as long.
+
+        A few hundred samples at a time, for what lies between.
+        """
+        starts = np.zeros(len(pixels) + 1, get_index_dtype(maxval=pixels.numel()))
+        np.cumsum(np.count_nonzero(pixels.numpy(), axis=1), out=starts[1:])
+        columns, values, end = np.empty(starts[-1], starts.dtype), np.empty(starts[-1], np.uint8), 0
+        for some in map(Tensor.numpy, pixels.split(500)):
+            lit = np.flatnonzero(some != 0)
+            its = slice(end, end := end + len(lit))
+            columns[its], values[its] = lit % some.shape[1], some.ravel()[lit]
+        return cls(csr_array((values, columns, starts), shape=pixels.shape))
 
     def inputs(self, rows: slice | Tensor, scale: Write) -> Sparse:
         """Some samples, for one lane to be evaluated on."""

@@ -235,8 +235,9 @@ def train(stack: Stack, probe: bool = True) -> Iterator[EpochRecord]:
         yield from (measured(stack, lane, probe) for lane in range(lanes))
     while stack.epoch < config.epochs and len(stack.diverged) < lanes:
         stack.epoch += 1
+        start = time.perf_counter()  # an epoch shuffles, too
         stack.reseed_dropout()
-        batches, start = stack.batches(), time.perf_counter()
+        batches = stack.batches()
         for batch in batches:
             step(stack, batch)
         means = [batches.curves(lane) for lane in range(lanes)]
