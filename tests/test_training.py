@@ -24,7 +24,7 @@ from harness.components.optimizers import OPTIMIZERS
 from harness.config import RunConfig
 from harness.data import Data, Split
 from harness.errors import InputError
-from harness.minibatches import score
+from harness.minibatches import Minibatches, score
 from harness.results import EpochRecord, history_digest
 from harness.training import Stack, check, evaluate, exact_arithmetic, finals, subsets, train
 
@@ -641,3 +641,16 @@ def test_seconds_of_steps_and_of_evaluation_are_each_lanes_own_and_apart(few: Da
     assert stack.evaluation == {0: 4, 1: 4}  # one at each epoch, with the one before training
     finals(stack, 1, records[-1])
     assert stack.evaluation == {0: 4, 1: 5}
+
+
+def test_seconds_of_an_epoch_count_its_shuffle(few: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed, batches = [0.0], Stack.batches
+
+    def shuffled(stack: Stack) -> Minibatches:
+        passed.append(passed[-1] + 8)
+        return batches(stack)
+
+    monkeypatch.setattr(training.time, "perf_counter", lambda: passed[-1])  # a clock that passes while it shuffles
+    monkeypatch.setattr(Stack, "batches", shuffled)
+    records = list(train(stack_of(few, a_config(epochs=2), a_config(epochs=2, seed=1))))
+    assert [record.seconds for record in records if record.epoch] == [4.0] * 4
