@@ -133,8 +133,8 @@ HARMLESS: dict[str, tuple[str, str, str]] = {
     "a docstring of a module": ("seeding.py", '"""Named streams of randomness:', '"""Streams of randomness, by name:'),
     "line breaks and brackets": (
         "training.py",
-        "        batches, start = stack.batches(), time.perf_counter()\n",
-        "        batches, start = (\n            stack.batches(),\n            (time.perf_counter()),\n        )\n\n",
+        "        means = [batches.curves(lane) for lane in range(lanes)]\n",
+        "        means = [\n            (batches.curves(lane))\n            for lane in range(lanes)\n        ]\n\n",
     ),
     "quotes": ("seeding.py", '{"init": 0,', "{'init': 0,"),
     "an import more": ("training.py", "import time\n", "import math\nimport time\n"),
