@@ -53,6 +53,11 @@ class Blocks:
         """The sign of a difference for the better: -1 for a loss, 1 for an accuracy."""
         return -1 if self.study.metric.endswith("_loss") else 1
 
+    @property
+    def unit(self) -> str:
+        """The metric's, as it follows a number: of an accuracy there is none."""
+        return " nats" if self.good < 0 else ""
+
     @cached_property
     def values(self) -> pd.DataFrame:
         """The metric, a row a seed, a column a distinct variant; NaN where a run gave no number."""

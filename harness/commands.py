@@ -221,19 +221,23 @@ def results(study: str, kind: str, by: str, rows: str, output: str | None) -> No
     study = _named(study)
     if rows == "summary" and not names and launched.is_search(study):
         rows = "trials"
-    commands: dict[str, str] = {}
+    below: list[str] = []  # of a table
     if rows == "trials":
         frame, commands = frames.trials(study)
+        below = [f"{row}: {command}" for row, command in commands.items()]
     else:
         frame = frames.summary(study, names) if rows == "summary" else getattr(frames, rows)(study)
+    if rows == "compare" and len(frame):
+        from harness.conclusions import basis
+
+        below = [basis(frame)]
     outlines = {"summary": frames.outline, "compare": frames.verdicts}
     if rows in outlines and kind in ("table", "markdown"):
         frame = outlines[rows](frame)
     if output is None:
         say(frames.text(frame, kind).rstrip("\n"))
-        if kind == "table":
-            for row, command in commands.items():
-                say(f"{row}: {command}")
+        for line in below if kind == "table" else ():
+            say(line)
         return
     try:
         content = frame.to_parquet() if kind == "parquet" else frames.text(frame, kind).encode()

@@ -9,6 +9,7 @@ import pandas as pd
 
 from harness.blocks import Blocks
 from harness.contrasts import FEWEST_FLIPS, MOST_SEEDS, VERDICTS
+from harness.intervals import CONFIDENCE
 from harness.study import Study
 
 ALPHA = 0.05
@@ -21,11 +22,24 @@ def sentences(blocks: Blocks, contrasts: pd.DataFrame) -> tuple[str, ...]:
     counts = contrasts.verdict.value_counts()
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
     head = f"Of {plural(len(contrasts), 'variant')} beside {blocks.reference}: {said}, by {spoken(blocks.study)}."
-    return (head, *(_sentence(blocks, row) for _, row in contrasts.iterrows()))
+    return (f"{head} {trust(contrasts)}.", *(_sentence(blocks, row) for _, row in contrasts.iterrows()))
+
+
+def trust(contrasts: pd.DataFrame) -> str:
+    """How far intervals of contrasts go, one by one and all of them."""
+    level = float(contrasts.level.iloc[0])
+    together = f", and hold together with {100 * CONFIDENCE:g}%" if level > CONFIDENCE else ""
+    return f"Intervals are of {100 * level:.4g}%{together}"
+
+
+def basis(contrasts: pd.DataFrame) -> str:
+    """What the rows of a table of contrasts are, in a line."""
+    metric, reference = contrasts[["metric", "reference"]].iloc[0]
+    return f"Differences of {metric}{', in nats,' * metric.endswith('_loss')} to {reference}. {trust(contrasts)}."
 
 
 def _sentence(blocks: Blocks, row: pd.Series) -> str:
-    metric, unit = spoken(blocks.study), " nats" * (blocks.good < 0)
+    metric, unit = spoken(blocks.study), blocks.unit
     found = f"{row.low:.3g} to {row.high:.3g}{unit}, {plural(row.n, 'seed')}"
     if row.verdict in ("better", "worse"):
         way = "lower" if row.difference < 0 else "higher"
@@ -61,7 +75,8 @@ def limits(
 def _few_seeds(blocks: Blocks, contrasts: pd.DataFrame) -> Iterator[str]:
     n, k = int(contrasts.n.max()) if len(contrasts) else int(blocks.values.notna().sum().max()), max(len(contrasts), 1)
     if n < 2:
-        yield f"With {plural(n, 'seed')} there is no spread between seeds to judge a difference by: nothing is decided."
+        having = f"With {plural(n, 'seed')}" if n else "Without runs to compare"
+        yield f"{having} there is no spread between seeds to judge a difference by: nothing is decided."
         return
     smallest = 2 / 2**n
     if n < FEWEST_FLIPS:

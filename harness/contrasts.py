@@ -83,7 +83,7 @@ def contrast(blocks: Blocks, name: str, reference: str, level: float) -> dict[st
         "sound": not reason,
         "verdict": "undecided" if reason else verdict,
         "more_seeds": math.nan if reason or verdict != "undecided" else more_seeds(mean, std, len(pair), level, matters),
-        "reason": reason or _why(low, high, matters, verdict),
+        "reason": reason or _why(verdict, low, high, matters, blocks.unit, f"difference {mean:.3g}, {len(pair)} seeds"),
         "run_ids": blocks.run_ids(name, reference),
     }
 
@@ -94,7 +94,7 @@ def _why_not(blocks: Blocks, name: str, reference: str, pair: Numbers) -> str:
         for outcome in ("diverged", "failed"):
             if count := blocks.counts[arm][outcome]:
                 of = f"{count} of {len(blocks.study.seeds)} runs of {arm} {outcome}"
-                return f"{of}, and a mean over the others would leave out the worst"
+                return f"{of}, and a mean over the others would leave out the worst" if blocks.counts[arm]["finished"] else of
     if len(pair) < 2:
         return f"{len(pair)} seed{'s' * (len(pair) != 1)} with both: no spread to judge by"
     if _is_even(pair):
@@ -107,12 +107,14 @@ def _is_even(pair: Numbers) -> bool:
     return bool(len(pair) and np.ptp(pair[:, 0] - pair[:, 1]) <= ROUNDING * np.abs(pair).max())
 
 
-def _why(low: float, high: float, matters: float, verdict: str) -> str:
-    """What an interval does that gives the verdict."""
-    edge = f"±{matters:g}" if matters else "0"
-    interval = f"the interval {low:.3g} to {high:.3g}"
-    does = {"undecided": "reaches across", "equivalent": "lies within"}.get(verdict, "lies wholly beyond")
-    return f"{interval} {does} {edge}"
+def _why(verdict: str, low: float, high: float, matters: float, unit: str, of: str) -> str:
+    """What an interval does that gives the verdict, and at which edges."""
+    edges = sorted({matters, 0 - matters})  # one, where nothing was declared to matter
+    does, at = {
+        "undecided": ("reaches across", [edge for edge in edges if low <= edge <= high]),
+        "equivalent": ("lies within", edges),
+    }.get(verdict, ("lies wholly beyond", edges[-1:] if low > matters else edges[:1]))
+    return f"the interval {low:.3g} to {high:.3g}{unit} ({of}) {does} {f'{at[0]:g}' if len(at) == 1 else f'±{matters:g}'}"
 
 
 def more_seeds(difference: float, std: float, n: int, level: float, matters: float) -> float:

@@ -74,6 +74,8 @@ class Launched:
         if self.looks > 1 or found.model_dump_json() != asked.model_dump_json():
             return ""
         said = {name: value for name, value in given.items() if name != "data_dir"}  # where data lies is no part of a study
+        if isinstance(asked, Study) and asked.at_base.dataset == "auto" and "dataset" not in asked.varied:
+            said["dataset"] = next(iter(self.digests.values()))["dataset"]  # elsewhere it might become another
         return f"harness {command} {asked.name}{options(said)}{option(self.numerics)}"
 
     @property

@@ -111,8 +111,9 @@ def _stability(analysis: Analysis) -> Table:
     reach = next(iter(frame.target.dropna()), "")
     epochs = f" Epochs to target: median over seeds until {reach}; inf is never." if reach else ""
     note = (
-        f"Spread: std over seeds with its 95% interval. Fluctuation: mean change of the {part} loss from epoch to epoch "
-        "in the second half. Drawdown: its largest rise above its lowest so far. "
+        f"Spread: std over seeds with its 95% interval, for normal values. Fluctuation: mean absolute change of the {part} "
+        "loss from epoch to epoch in the second half, mean over seeds; a steady fall counts too. Drawdown: its largest rise "
+        "above its lowest so far, of the worst seed. "
         f"Gap: final {part} loss less final train loss, both in eval mode.{epochs} "
         "Diverged: of the runs that came to an end, with the exact 95% interval of the rate (Clopper-Pearson)."
     )
@@ -152,8 +153,8 @@ def _separation(analysis: Analysis) -> Table:
     note = (
         "Rank correlation, over conditions (those that start alike count once), between a measure of the hidden layers' health "
         "and the metric; p by permutation, "
-        f"then corrected for the number of rows (Holm). Positive: the more of it, the higher the {spoken(analysis.study)}. "
-        "A measure that is the same in all conditions is left out."
+        f"then corrected for all {len(analysis.separation)} that were asked (Holm). Positive: the more of it, the higher the "
+        f"{spoken(analysis.study)}. A measure that is the same in all conditions is counted, not shown."
     )
     return Table("What goes with good results", note, ("measure", "epoch", "conditions", "correlation", "p", "p, Holm"), rows)
 

@@ -650,10 +650,38 @@ def test_six_seeds_are_few_for_a_family() -> None:
 def test_sentences_say_the_verdicts_and_nothing_else() -> None:
     numbers = {"base": [1.0, 2.0, 4.0, 5.0], "wide": [101.0, 102.5, 104.0, 105.0], "deep": [1.0, 3.0, 3.0, 6.0]}
     found = analysed(numbers=numbers)
-    assert found.sentences[0] == "Of 2 variants beside base: 1 worse, 1 undecided, by final test loss."
+    together = "Intervals are of 97.5%, and hold together with 95%."
+    assert found.sentences[0] == f"Of 2 variants beside base: 1 worse, 1 undecided, by final test loss. {together}"
     assert found.sentences[1].startswith("wide is worse than base: final test loss is higher by 100 nats")
-    assert found.sentences[2].startswith("deep is undecided against base: the interval")
+    low, high = row(found.contrasts, "deep")[["low", "high"]]
+    interval = f"the interval {low:.3g} to {high:.3g} nats (difference 0.25, 4 seeds) reaches across 0;"
+    assert found.sentences[2].startswith(f"deep is undecided against base: {interval} about ")
     assert len(found.sentences) == 1 + len(found.contrasts)
+
+
+@pytest.mark.parametrize(
+    ("differences", "said"),
+    [
+        ([0.3, 0.4, 0.5, 0.4], "worse: lies wholly beyond 0.1"),
+        ([-0.3, -0.4, -0.5, -0.4], "better: lies wholly beyond -0.1"),
+        ([0.0, 0.2, 0.1, 0.1], "undecided: reaches across 0.1"),
+        ([0.0, -0.2, -0.1, -0.1], "undecided: reaches across -0.1"),
+        ([0.9, -0.9, 0.5, -0.5], "undecided: reaches across ±0.1"),
+        ([0.0, 0.01, 0.0, 0.01], "equivalent: lies within ±0.1"),
+    ],
+)
+def test_reason_names_the_edge_that_the_interval_meets(differences: list[float], said: str) -> None:
+    numbers = NUMBERS | {"wide": [a + b for a, b in zip(NUMBERS["base"], differences, strict=True)]}
+    found = row(analysed(listed(4, matters=0.1), numbers).contrasts, "wide")
+    verdict, _, does = said.partition(": ")
+    assert found.verdict == verdict
+    assert found.reason.endswith(f" {does}")
+
+
+def test_of_a_variant_whose_runs_all_diverged_nothing_is_said_of_others() -> None:
+    found = analysed(states={f"{name}-s{seed}": "diverged" for name in ("wide", "deep") for seed in range(4)})
+    assert row(found.contrasts, "wide").reason == "4 of 4 runs of wide diverged"
+    assert found.limits[0].startswith("Without runs to compare there is no spread")
 
 
 def test_t_interval_takes_many_samples_at_once() -> None:

@@ -205,7 +205,7 @@ def test_options_that_say_what_a_study_was_launch_it_again(written: Report) -> N
     last = Launched.last("lame")
     matrix = replace(last, study=Study.read("matrix").override(**given), kept={**last.kept, "overrides": given})
     assert last.again("study") == ""
-    assert matrix.again("study") == "harness study matrix --seeds 0 --epochs 1"
+    assert matrix.again("study") == "harness study matrix --seeds 0 --epochs 1 --dataset mnist_5k", "which auto became"
     assert replace(matrix, looks=2).again("study") == ""
     assert replace(matrix, study=Study.read("matrix")).again("study") == "", "its options are not these"
 
