@@ -88,11 +88,12 @@ def code() -> dict[str, Any]:
 def software() -> dict[str, Any]:
     """Python, torch's build and every distribution that can be imported here, with its version."""
     found = {dist.metadata["Name"]: dist.version for dist in reversed(list(metadata.distributions()))}  # the first one counts
+    build = torch.__config__.show().splitlines(keepends=True)
     return {
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
         "torch": torch.__version__,
-        "torch_build": torch.__config__.show(),
+        "torch_build": "".join(line for line in build if "CPU capability" not in line),  # which `arithmetic` tells
         "packages": dict(sorted(found.items(), key=lambda item: item[0].lower())),
     }
 

@@ -366,6 +366,12 @@ def test_sabotage_of_the_version_of_torch_is_named(made: tuple[Path, str], tmp_p
     assert "-> 9.9.9" in cause(done)
 
 
+def test_instructions_of_another_processor_are_named(made: tuple[Path, str]) -> None:
+    done = run(made[0], "verify", made[1], ATEN_CPU_CAPABILITY="default")
+    assert "arithmetic: capability" in cause(done), "and not torch's build, which tells of them too"
+    assert "-> DEFAULT" in cause(done)
+
+
 def test_sabotage_of_the_seed_is_named(store: str) -> None:
     run_id = trained()
     rewrite(store, run_id, "record.json", lambda content: content["config"].update(seed=1))
