@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
 from optuna.visualization import matplotlib as optunas
 
-from harness.canvas import COLOURS, FONT, LINES, MARKERS, UNITS, WIDTH, Sketch
+from harness.canvas import COLOURS, FONT, LINES, MARKERS, UNITS, WIDTH, Sketch, log_ticks
 from harness.drawing import Drawing
 from harness.scene import WIDE, Scene, TooFew
 from harness.trials import Trials
@@ -74,6 +74,7 @@ def best_so_far(trials: Trials) -> Sketch:
     ax.set_ylabel(f"validation {UNITS[what]}")
     if what == "loss" and table.best.min() > 0 and table.best.max() > WIDE * table.best.min():
         ax.set_yscale("log")
+        _plain([ax])
     if trials.search.study.factors:
         handles, labels = ax.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
@@ -101,6 +102,7 @@ def history(view: Scene) -> Sketch:
         ax.legend(frameon=False)
         if view.wide:
             ax.set_yscale("log")
+        _plain([ax])
         _grid([ax])
         said = f"Trials that came to their end ({view.count} of {len(view.study.trials)}), and the best so far."
         return Sketch(f"{view.prefix}history", "Optimization history", said, _kept(ax))
@@ -118,6 +120,8 @@ def importances(view: Scene, method: str) -> Sketch:
         ax.set_xlim(0, 1.12 * max([bar.get_width() for bar in ax.containers[0]] or [1]) or 1)
         for bar in ax.patches:
             bar.set_color(COLOURS[0])
+        for share in ax.texts:
+            share.set_text(f" {share.get_text()}")  # apart from its bar
         if (legend := ax.get_legend()) is not None:
             legend.remove()
         _grid([ax], "x")
@@ -142,11 +146,15 @@ def slices(view: Scene) -> Sketch:
         axes: list[Any] = np.atleast_1d(np.asarray(optunas.plot_slice(view.study, list(view.varied), **view.shown))).tolist()
         figure = axes[0].figure
         _regrid(figure, axes, rows)
+        _plain(axes)
         for ax in axes:
             ax.set_title("")
             for dots in ax.collections:
                 dots.set(sizes=[22], linewidth=0.5)
-            ax.tick_params(axis="x", labelrotation=30 if any(len(t.get_text()) > 6 for t in ax.get_xticklabels()) else 0)
+            levels = [label.get_text() for label in ax.get_xticklabels()]
+            if any(level.startswith("'") for level in levels):
+                ax.set_xticks(ax.get_xticks(), [level.strip("'") for level in levels])
+            ax.tick_params(axis="x", labelrotation=30 if any(len(level) > 6 for level in levels) else 0)
         _grid(axes)
         return Sketch(f"{view.prefix}slice", "Slice", f"Each of {view.count} trials, the darker the later.", _kept(axes[0]))
 
@@ -157,10 +165,13 @@ def parallel(view: Scene) -> Sketch:
     with _ours(WIDTH, 4.0):
         ax = optunas.plot_parallel_coordinate(view.study, list(view.varied), **view.shown)
         ax.set_title("")
-        ax.tick_params(axis="x", labelrotation=20)
+        ax.set_xticks(ax.get_xticks(), ["value", *(label.get_text() for label in ax.get_xticklabels()[1:])], rotation=20)
+        _plain(ax.figure.axes)
         for other in ax.figure.axes:
             other.tick_params(axis="y", labelsize=7.5)
-        said = f"A line for each of {view.count} trials, the darker the better."
+            for label in other.get_yticklabels():
+                label.set_bbox({"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1})  # lines go below it
+        said = f"A line for each of {view.count} trials, the darker the better; on the left its value."
         return Sketch(f"{view.prefix}parallel", "Parallel coordinates", said, _kept(ax))
 
 
@@ -178,6 +189,7 @@ def contour(view: Scene) -> Sketch:
     with _ours(WIDTH, size):
         axes: list[Any] = np.asarray(optunas.plot_contour(view.study, chosen, **view.shown)).ravel().tolist()
         axes[0].figure.suptitle("")
+        _plain(axes)
         for ax in axes:
             ax.set_title("")
             ax.tick_params(labelsize=7.5)
@@ -232,17 +244,21 @@ def _grid(axes: Sequence[Axes], axis: Literal["both", "x", "y"] = "both") -> Non
         ax.grid(axis=axis, alpha=0.3)
 
 
+def _plain(axes: Sequence[Axes]) -> None:
+    """Ticks of logarithmic axes as plain numbers: those of less than two decades lay on one another."""
+    for axis in (axis for ax in axes for axis in (ax.xaxis, ax.yaxis) if axis.get_scale() == "log"):
+        log_ticks(axis, *sorted(axis.get_view_interval()))
+
+
 def _regrid(figure: Figure, axes: Sequence[Axes], rows: int) -> None:
     """Panels in rows of a few, in place of one long row."""
     figure.suptitle("")
     bars = [ax for ax in figure.axes if ax not in list(axes)]
     for bar in bars:
         bar.remove()
+    figure.supylabel(axes[0].get_ylabel(), fontsize="medium")  # it is longer than a row is high
     grid = figure.add_gridspec(rows, min(COLUMNS, len(axes)))
     for at, ax in enumerate(axes):
         ax.set_subplotspec(grid[at // COLUMNS, at % COLUMNS])
         ax.tick_params(labelleft=at % COLUMNS == 0)
-        if at % COLUMNS:
-            ax.set_ylabel("")
-        else:
-            ax.set_ylabel(axes[0].get_ylabel() or ax.get_ylabel())
+        ax.set_ylabel("")
