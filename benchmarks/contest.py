@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 NOTEBOOK, LIMIT = "notebook's loop", "limit, adam: products + update"
-Epoch = Callable[[], float]  # trains one epoch; seconds of its training steps, per run
+Epoch = Callable[[], float]  # trains one epoch; seconds of its shuffle and steps, per run
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from harness.analysis import Analysis
 from harness.conclusions import part_name, plural
+from harness.config import RunConfig
 from harness.drawing import Drawing
 from harness.frames import each
 from harness.histograms import Histograms
@@ -165,12 +166,16 @@ def _hue(analysis: Analysis) -> str:
 
 
 def _labels(analysis: Analysis, table: pd.DataFrame) -> dict[str, str]:
-    """Short names: of a factorial's condition the levels alone."""
+    """Short names: of a factorial's condition the levels alone, but for numbers, which do not say of what."""
     if analysis.study.design != "factorial":
         return {name: shortened(name, 34) for name in table.variant}
-    rows = {row.name: row for row in analysis.study.rows}
+    configs = {row.name: row.config for row in analysis.study.rows}
+
+    def level(config: RunConfig, factor: str) -> str:
+        return f"{factor}=" * isinstance(getattr(config, factor), int | float) + config.label(factor)
+
     return {
-        name: shortened(" ".join(rows[name].config.label(factor) for factor in analysis.study.varied), 44)
+        name: shortened(" ".join(level(configs[name], factor) for factor in analysis.study.varied), 44)
         for name in table.variant
     }
 

@@ -220,6 +220,7 @@ class Launch:
 
     def result(self, seconds: float, spread: Callable[..., Iterable[Any]]) -> StudyResult:
         """Write the report, with the help of whoever trained, and end its run."""
+        self.say("writing  the report")
         came = report.write(self.study.name, spread=spread)
         self.report.finish("FAILED" if self.failed or not came.agree else "FINISHED")
         for lost in came.lost:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness import nursery, options, space
+from harness import nursery, options, space, storefile
 from harness.config import FIELDS, RunConfig
 from harness.errors import InputError, refusal
 from harness.imports import uncollected
@@ -184,7 +184,16 @@ def status(study: str, **given: Any) -> None:
 
     Without overrides of its own it takes those of the last launch.
     """
-    wanted, overrides = space.read(study), options.overrides(given)
+    overrides = options.overrides(given)
+    try:
+        wanted = space.read(study)
+    except InputError:
+        file = storefile.path_of(storefile.asked())
+        if study.endswith(".toml") or (file and not file.exists()):
+            raise
+        from harness.launched import Launched
+
+        wanted = Launched.last(study).study  # one of Python, or whose file is gone
     wanted.override(**overrides)
     with uncollected():
         from harness import frames, outlook

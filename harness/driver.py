@@ -113,10 +113,12 @@ def until_decided(study: Study, looks: Sequence[int], launch: Callable[[Study, i
     contrasts stay paired. Started again it takes the same looks, and trains what the store does not have. It stops too where
     a run failed, and where only contrasts are open that no seed decides: a run of theirs diverged, or their runs are the same.
 
-    `launch` trains a study of which so many looks are planned.
+    `launch` trains a study of which so many looks are planned. What was trained, and the seconds, are those of all looks.
     """
+    trained, took = 0, 0.0
     for number, seeds in enumerate(looks, 1):
         result = launch(grown(study, seeds), len(looks))
+        trained, took = trained + result.trained, took + result.seconds
         contrasts, table = frames.compare(study.name), result.table.set_index("variant")
         broken = table.index[table.diverged > 0]
         weights = frames.runs(study.name).groupby("variant").state_digest.agg(tuple)  # in the order of seeds
@@ -126,7 +128,7 @@ def until_decided(study: Study, looks: Sequence[int], launch: Callable[[Study, i
         say(f"look     {number} of {len(looks)}, {seeds} seeds: {len(undecided)} of {len(contrasts)} contrasts are undecided")
         if left.empty or result.failed:
             break
-    return result
+    return replace(result, trained=trained, seconds=took)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from harness.canvas import UNITS, Canvas, Sketch, log_ticks, sheet, words
+from harness.conclusions import trust
 from harness.frames import each
 
 
@@ -32,13 +33,8 @@ def verdicts(canvas: Canvas) -> Sketch | None:
     right.tick_params(axis="y", length=0)
     seeds, matters = len(study.seeds), study.matters
     zone = f" The grey zone is ±{matters:g}, the smallest difference that matters." if matters else ""
-    level = analysis.contrasts.level.iloc[0] if len(analysis.contrasts) else math.nan
-    together = (
-        f" Right: mean difference to {canvas.base} over seeds, with intervals that hold together with 95% "
-        f"({100 * level:.4g}% each)."
-        if len(analysis.contrasts)
-        else ""
-    )
+    apart = f" Right: mean difference to {canvas.base} over seeds."
+    together = f"{apart} {trust(analysis.contrasts)}." if len(analysis.contrasts) else ""
     caption = (
         f"Left: {words(study.metric)} of each of {seeds} seed{'s' * (seeds > 1)} (dots), mean (bar), 95% t interval (line)."
         f"{together}{zone} An arrow is an interval that goes on.{canvas.left_out}"

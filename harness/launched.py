@@ -48,7 +48,11 @@ class Launched:
         found = newest(store, name) if store else None
         if store is None or found is None:
             where = store_uri() if store else f"{store_uri()}, which does not exist"
-            raise InputError(f"study {name} was never launched in the store {where}; launch it: harness study {name}")
+            try:
+                remedy = f"launch it: harness {'search' if isinstance(space.read(name), Search) else 'study'} {name}"
+            except InputError as unknown:
+                remedy = str(unknown)
+            raise InputError(f"study {name} was never launched in the store {where}; {remedy}")
         report, content = found
         launched = Study(**content["study"])
         if isinstance(study, Study) and study.json_text() != launched.json_text():

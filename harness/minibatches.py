@@ -21,7 +21,7 @@ LIT_AHEAD = 6144  # 192 minibatches of 32; twice as many gain nothing
 
 
 class Batch(NamedTuple):
-    """One minibatch of all lanes: buffers, used again for the next, but for `log_p`, which is kept."""
+    """One minibatch of all lanes; `inputs` and `dlogits` are buffers, filled again for the next."""
 
     inputs: Any  # (lanes, batch, features): a tensor, or Sparse
     labels: Tensor  # (lanes, batch)

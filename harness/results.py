@@ -27,7 +27,7 @@ class EpochRecord:
     curves: Mapping[str, float]
     lane: int = 0
     health: Mapping[str, float] = field(default_factory=dict)  # "hidden1/mean": ...
-    seconds: float | None = None  # wall time of shuffling and training steps, divided by the lanes that shared them
+    seconds: float | None = None  # wall time of shuffle, steps and their means, divided by the lanes that shared them
     diverged: bool = False  # and so this lane's last record
     state_digest: str = ""  # of weights and buffers then, once somebody has taken it
 

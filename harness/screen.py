@@ -74,7 +74,7 @@ def verdict(result: StudyResult) -> str:
         f"report   {result.page}",
         f"look     mlflow ui --backend-store-uri {result.store}",
         f"         {result.chart}",
-        "         it draws the mean curve of each variant and the band of its seeds, from lowest to highest",
+        "         it draws the mean curve of each variant and the band of all its seeds in the store, from lowest to highest",
     ]
     return "\n".join(lines)
 
@@ -97,7 +97,7 @@ def ending(result: RunResult) -> str:
 
 
 class Lines:
-    """Prints lines; on a terminal above a bar that shows how far it is and the time left."""
+    """Prints lines; on a terminal above a bar that shows how far it is and, once that is known, the time left."""
 
     def __init__(self) -> None:
         self.bar: Progress | None = None
@@ -116,16 +116,16 @@ class Lines:
         else:
             say(line)
 
-    def draw(self, text: str, done: int, total: int) -> None:
+    def draw(self, text: str, done: int, total: int, left: str) -> None:
         """Move the bar."""
         if self.bar is None:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
             self.bar = Progress(*columns, transient=True)
-            self.bar.add_task(text, total=total)
+            self.bar.add_task(text, total=total, left=left)
             self.bar.start()
-        self.bar.update(self.bar.task_ids[0], description=text, completed=done, total=total)
+        self.bar.update(self.bar.task_ids[0], description=text, completed=done, total=total, left=left)
 
 
 class EpochLines(Lines):
@@ -147,7 +147,7 @@ class EpochLines(Lines):
         line = f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}  {'  '.join(parts)}"
         self.say(line if terminal else f"{line}  {left}".rstrip())
         if terminal:
-            self.draw("epoch", record.epoch, epochs)
+            self.draw("epoch", record.epoch, epochs, left)
 
 
 class StudyLines(Lines):
@@ -158,5 +158,6 @@ class StudyLines(Lines):
         if sys.stdout.isatty():
             losses = sorted(now.running.values())
             of = f", {now.part} loss {losses[0]:.3g} to {losses[-1]:.3g}" if losses else ""
-            text = f"{now.settled}/{now.cells} {now.what}, {len(now.running)} training{of}, {now.failed} failed; epoch"
-            self.draw(text, now.epoch, now.epochs)
+            failed = f", {now.failed} failed" if now.failed else ""
+            text = f"{now.settled}/{now.cells} {now.what}, {len(now.running)} training{of}{failed}; epoch"
+            self.draw(text, now.epoch, now.epochs, "" if now.seconds_left is None else f"{now.seconds_left:.0f} s left")

@@ -114,6 +114,7 @@ class Hunt:
             final = None if failed or not best else self._compared(best)
             warned = tuple(f"{row}: {line}" for row, trial in best.items() for line in search.edges(trial.setting))
             link = self._charted(log.run.info.experiment_id)
+            self.say("writing  the report of the search")
             page = findings.write(name).place if self.cells else ""
             result = SearchResult(
                 search=search,

@@ -133,10 +133,11 @@ class LitPixels:
 
         A few hundred samples at a time, for what lies between.
         """
+        parts = [some.numpy() for some in pixels.split(500)]
         starts = np.zeros(len(pixels) + 1, get_index_dtype(maxval=pixels.numel()))
-        np.cumsum(np.count_nonzero(pixels.numpy(), axis=1), out=starts[1:])
+        np.cumsum(np.concatenate([np.count_nonzero(some, axis=1) for some in parts]), out=starts[1:])
         columns, values, end = np.empty(starts[-1], starts.dtype), np.empty(starts[-1], np.uint8), 0
-        for some in map(Tensor.numpy, pixels.split(500)):
+        for some in parts:
             lit = np.flatnonzero(some != 0)
             its = slice(end, end := end + len(lit))
             columns[its], values[its] = lit % some.shape[1], some.ravel()[lit]

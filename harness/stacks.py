@@ -66,7 +66,7 @@ def pack(plans: Iterable[Plan], workers: int) -> list[list[Plan]]:
     shapes: dict[tuple[object, ...], list[Plan]] = {}
     for plan in plans:
         shape = tuple(getattr(plan.config, name) for name in FIELDS if name not in MAY_DIFFER)
-        shapes.setdefault((*shape, plan.data.digest), []).append(plan)
+        shapes.setdefault(shape, []).append(plan)
     cuts = [
         [part for group in shapes.values() for part in _cut(group, min(width, widest(group[0])))]
         for width in range(max((widest(group[0]) for group in shapes.values()), default=1), 0, -1)

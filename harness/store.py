@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import hashlib
 import logging
-import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -32,8 +31,7 @@ def store_uri() -> str:
 
     Raises StoreError for a path that would mean something else in a URI, and for a sqlite store that is no file.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    path = storefile.path_of(uri)
+    path = storefile.path_of(uri := storefile.asked())
     if uri.startswith("sqlite") and (path is None or str(path) in (".", ":memory:")):
         raise StoreError(refusal("MLFLOW_TRACKING_URI", uri, "of sqlite stores sqlite:///FILE"))
     return storefile.uri_of(path) if path else uri

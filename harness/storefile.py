@@ -20,6 +20,11 @@ SQLITE = "sqlite:///"
 BESIDE = ("-journal", "-wal", "-shm")  # how the names of the files end that sqlite keeps beside one
 
 
+def asked() -> str:
+    """The URI of the store that is asked for, as it is given."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+
+
 def path_of(uri: str) -> Path | None:
     """The file that a URI names; None for a server."""
     return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None

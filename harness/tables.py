@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from harness.analysis import Analysis
-from harness.conclusions import part_name, spoken
+from harness.conclusions import part_name, spoken, trust
 from harness.contrasts import FEWEST_FLIPS, MOST_SEEDS
 from harness.frames import each
 
@@ -49,12 +49,12 @@ def _variants(analysis: Analysis) -> Table:
         count = f"{row.n}{f' ({gone})' if gone else ''}"
         rows.append([f"{name}{also}", verdict, count, *values, *([pairs] if apart else []), *compared])
         runs.append(tuple(row.run_ids))
-    metric, level = analysis.study.metric, analysis.contrasts.level.iloc[0] if len(analysis.contrasts) else math.nan
+    metric = analysis.study.metric
     note = f"{metric}: mean over n finished runs, its 95% t interval, lowest and highest."
     if len(contrasts):
         note += (
-            f" Difference to {analysis.study.reference}, paired by seed, with its interval at "
-            f"{100 * level:.4g}%, so that all hold together with 95%; the verdict is the interval's."
+            f" Difference to {analysis.study.reference}, paired by seed, with its interval. {trust(analysis.contrasts)}; the "
+            "verdict is the interval's."
         )
     heads = (
         "variant",

@@ -160,7 +160,7 @@ class Stack:
     def restore(self, lane: int, epoch: int, steps: int, state: State, moments: Mapping[str, State]) -> None:
         """Put a lane back where `epoch`, `steps`, `network.state(lane)` and `moments(lane)` were taken.
 
-        Raises ValueError when another lane stands at another epoch: all lanes of a stack take the same steps.
+        Raises ValueError when another lane was put back at another epoch: all lanes of a stack take the same steps.
         """
         if self.epoch not in (0, epoch):
             raise ValueError(f"lane {lane} was at epoch {epoch}, the stack is at {self.epoch}")
@@ -231,6 +231,8 @@ def train(stack: Stack, probe: bool = True) -> Iterator[EpochRecord]:
     A lane that diverges yields its last record then. While a record is held, its lane stands at that epoch.
     """
     config, lanes = stack.configs[0], len(stack.configs)
+    if stack.sparse:
+        _ = stack.data.train.lit  # found once in a process, which is no epoch's time
     if stack.epoch == 0:
         yield from (measured(stack, lane, probe) for lane in range(lanes))
     while stack.epoch < config.epochs and len(stack.diverged) < lanes:

@@ -136,7 +136,7 @@ def verify(run_id: str, *, data_dir: str | None = None, tolerance: bool = False,
     if store is None:
         raise InputError("there is no store here; set MLFLOW_TRACKING_URI to the one that has the run")
     past = Past.of(RunLog(store, store.latest() if run_id == "latest" else store.get(run_id)))
-    say(f"verify    {past.log.id}  {past.log.run.info.run_name}, {past.config.epochs} epochs")
+    say(f"verify    {past.log.id}  {past.log.run.info.run_name}, {past.config.epochs} epoch{'s' * (past.config.epochs > 1)}")
     return _verified(past, data_dir, tolerance, say)
 
 

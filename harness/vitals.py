@@ -75,7 +75,7 @@ def _health_colours(canvas: Canvas) -> tuple[Mapping[str, Any], Callable[[Figure
         handles = [legend_key(canvas.styles[name], canvas.labels[name]) for name in canvas.names]
         return (
             {name: canvas.styles[name].colour for name in canvas.names},
-            lambda figure, axes: cast(None, figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)),
+            lambda figure, axes: cast(None, figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)),
         )
     low, high = float(means.min()), float(means.max())
     wide = canvas.analysis.study.metric.endswith("loss") and low > 0 and high > 5 * low

@@ -51,6 +51,7 @@ IMPORTED = (
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 AT_IMPORT = (*CAPS, *ONE_THREAD, "PYTHONHASHSEED", "PYTHONOPTIMIZE", "TZ")
 USUAL = {"executable": None, "preexec_fn": None, "pass_fds": (), "shell": False, "umask": -1, "process_group": -1}
+USUAL |= dict.fromkeys(("gid", "gids", "uid"))
 LONGEST = 2**18  # bytes of a call, most of which are its environment
 STARTING = threading.Lock()
 NUMBER = 8  # bytes of what is told of a fork: first its pid, then -1 - status

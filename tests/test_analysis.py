@@ -703,6 +703,13 @@ def test_a_base_that_no_level_is_leaves_two_changes_in_a_contrast_and_it_is_said
         assert any("No variant is the base itself" in line for line in found.limits) == said
 
 
+def test_labels_of_a_factorial_say_of_what_a_number_is() -> None:
+    study = Study(**FACTORIAL)
+    numbers = {row.name: [1.0, 2.0, 3.0] for row in study.rows}
+    canvas = Canvas.of(analyse(study, runs_of(study, numbers), history_of(study, {name: [1.0] for name in numbers})))
+    assert list(canvas.labels.values())[:2] == ["none lr=0.1", "none lr=0.2"]
+
+
 def test_launches_before_with_fewer_seeds_are_told_of_unless_looks_are_planned() -> None:
     line = "It was launched before with 2, 3 seeds, and these intervals count one look"
     assert any(limit.startswith(line) for limit in analysed(seen=[2, 3]).limits)

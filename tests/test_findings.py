@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from io import StringIO
@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
+import optuna
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import create_trial
 
 import harness
 from harness import findings, landscape, report
 from harness.blocks import Blocks
+from harness.canvas import Sketch
 from harness.config import RunConfig
 from harness.ranking import rank
 from harness.scene import Scene, TooFew
@@ -165,6 +170,31 @@ def test_figures_of_a_search_have_no_title_of_their_own_below_the_pages(written:
         places: tuple[Literal["left", "center", "right"], ...] = ("left", "center", "right")
         titles = [figure.get_suptitle(), *(ax.get_title(place) for ax in figure.axes for place in places)]
         assert not any(titles), f"{name}: {titles}"
+
+
+@pytest.mark.parametrize("draw", [landscape.slices, landscape.parallel, landscape.contour])
+def test_ticks_of_optunas_figures_are_plain_and_lie_on_nothing_else(draw: Callable[[Scene], Sketch]) -> None:
+    of: dict[str, BaseDistribution] = {
+        "act": CategoricalDistribution(["tanh", "leaky_relu"]),
+        "hidden_dim": IntDistribution(30, 160, log=True),  # less than two decades
+        "lr": FloatDistribution(1e-4, 1.0, log=True),
+    }
+    study = optuna.create_study()
+    for k in range(8):
+        given = {"act": of["act"].choices[k % 2], "hidden_dim": 30 + 16 * k, "lr": 10 ** (-k / 2)}  # type: ignore[attr-defined]
+        study.add_trial(create_trial(value=float(1 + k % 3), params=given, distributions=of))
+    figure = draw(Scene("", study, tuple(of), "validation loss, nats", wide=True)).figure
+    FigureCanvasAgg(figure).draw()
+    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        ticks = [tick for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()) if low <= tick.get_loc() <= high]
+        labels = [label for tick in ticks for label in (tick.label1, tick.label2) if label.get_visible() and label.get_text()]
+        assert not any(sign in label.get_text() for label in labels for sign in "'\\$")
+        boxes = [label.get_window_extent() for label in labels]
+        assert all(box.count_overlaps(boxes) == 1 for box in boxes), [label.get_text() for label in labels]
+    for text in (*figure.texts, *(axis.label for ax in figure.axes for axis in (ax.xaxis, ax.yaxis))):
+        box = text.get_window_extent()
+        assert not text.get_text() or -1 <= box.y0 <= box.y1 <= figure.bbox.y1 + 1, f"{text} is cut"
 
 
 # ranks

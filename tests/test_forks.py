@@ -30,6 +30,7 @@ def fork(program: str, *arguments: str, **options: Any) -> subprocess.CompletedP
         "import sys; print(sys.argv[1:], __name__); sys.exit(sys.stdin.read())",
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
         "import os; os.abort()",
+        "import os, signal; os.kill(os.getpid(), signal.SIGINT)",
         "raise ValueError('words')",
         "raise KeyboardInterrupt",
     ],
@@ -58,7 +59,9 @@ def test_a_variable_that_an_import_has_read_is_refused(env: dict[str, str]) -> N
 
 
 @pytest.mark.parametrize(
-    "option", [{"umask": 0}, {"preexec_fn": os.getpid}, {"process_group": 0}], ids=lambda option: next(iter(option))
+    "option",
+    [{"umask": 0}, {"preexec_fn": os.getpid}, {"process_group": 0}, {"user": 0}, {"group": 0}, {"extra_groups": []}],
+    ids=lambda option: next(iter(option)),
 )
 def test_an_option_that_a_fork_would_ignore_is_refused(option: dict[str, Any]) -> None:
     with pytest.raises(AssertionError, match="not for a fork"):

@@ -71,6 +71,7 @@ def test_a_study_grows_until_all_is_decided_and_its_intervals_are_as_wide_as_all
     result, lines = grow(wanted, 30)
     seeds = len(result.study.seeds)
     assert 2 <= seeds < 30
+    assert result.trained == 2 * seeds, "at all looks"
     assert lines[-1].endswith("0 of 1 contrasts are undecided")
     (contrast,) = frames.compare("grows").itertuples()
     assert contrast.verdict == "better"

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from harness import data, minibatches, sparse
+from harness import data, minibatches, sparse, training
 from harness.architecture import architecture
 from harness.config import RunConfig
 from harness.data import Data, Scale, Split
@@ -110,6 +110,7 @@ def test_samples_to_be_evaluated_are_the_ones_asked_for(start: int, count: int, 
         inputs = lit.inputs(asked, unit)
         assert torch.equal(inputs.to_dense()[0], pixels[asked].float() / 255)
         assert inputs.shape == (1, len(pixels[asked]), 30)
+    assert lit.matrix.data.dtype == np.uint8, "a quarter of the memory of inputs"
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
@@ -219,6 +220,21 @@ def test_lit_pixels_of_a_step_are_found_once_for_all_lanes_of_a_seed(digits: Dat
     stack = stack_of(digits, *(a_config(seed=seed, max_batches=0) for seed in (3, 9, 3, 3, 9)))
     list(stack.batches())
     assert sum(seen) == 2 * len(digits.train)
+
+
+def test_lit_pixels_of_a_split_are_found_in_no_epochs_time(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed, of = [0.0], LitPixels.of
+
+    def found(pixels: Tensor) -> LitPixels:
+        passed.append(passed[-1] + 8)
+        return of(pixels)
+
+    monkeypatch.setattr(training.time, "perf_counter", lambda: passed[-1])  # a clock that passes while they are found
+    monkeypatch.setattr(LitPixels, "of", found)
+    unseen = replace(digits, train=replace(digits.train), test=replace(digits.test))
+    records = list(train(stack_of(unseen, a_config(epochs=2))))
+    assert len(passed) == 3, "of the training and the test set"
+    assert [record.seconds for record in records if record.epoch] == [0, 0]
 
 
 def bright(split: Split) -> Split:

@@ -426,6 +426,25 @@ def test_status_counts_the_states_of_each_variant_with_reasons(mixed: Path) -> N
     assert snapshot(mixed) == before
 
 
+def test_status_of_a_study_whose_file_is_gone_is_that_of_its_last_launch(mixed: Path) -> None:
+    by_file = ask("status", "tiny.toml")
+    (mixed / "tiny.toml").rename(mixed / "gone")
+    try:
+        by_name = ask("status", "tiny")
+    finally:
+        (mixed / "gone").rename(mixed / "tiny.toml")
+    assert (by_name.returncode, by_name.stdout) == (0, by_file.stdout)
+
+
+def test_study_that_was_never_launched_is_refused_with_the_nearest_that_could_be(mixed: Path) -> None:
+    for command in ("status", "results", "report"):
+        done = ask(command, "matrx")
+        assert done.returncode == 2
+        assert "nearest: matrix" in done.stderr
+    assert "launch it: harness study matrix" in ask("results", "matrix").stderr
+    assert "launch it: harness search tuning" in ask("results", "tuning").stderr
+
+
 def test_status_with_overrides_of_its_own_asks_for_those(mixed: Path) -> None:
     done = ask("status", "tiny.toml", "--epochs", "2", "--seeds", "0")
     assert "as last launched" not in done.stdout

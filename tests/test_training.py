@@ -451,6 +451,15 @@ def test_lanes_that_ran_alone_are_restored_into_one_stack(few: Data) -> None:
         assert digest(stack.network.state(lane)) == digest(run(few, config)[0].network.state(0))
 
 
+def test_lanes_are_not_put_back_at_different_epochs(few: Data) -> None:
+    config = a_config(epochs=3)
+    stack, (done, _) = stack_of(few, config, config.replace(seed=1)), run(few, config.replace(epochs=1))
+    saved = done.steps, done.network.state(0), done.moments(0)
+    stack.restore(0, 1, *saved)
+    with pytest.raises(ValueError, match="lane 1 was at epoch 2, the stack is at 1"):
+        stack.restore(1, 2, *saved)
+
+
 def test_run_restored_at_its_last_epoch_yields_nothing_more(few: Data) -> None:
     config = a_config(epochs=2)
     done, _ = run(few, config)
