@@ -39,7 +39,8 @@ def distributions(canvas: Canvas) -> Sketch | None:
     fewer = f" Of {len(canvas.names)} variants the base, the {BEST} best and the {FEW - 1 - BEST} worst."
     caption = (
         "Of each variant one run, that of its first seed; outputs on fixed training samples in eval mode. Height: share of the "
-        f"values. Each panel has axes of its own.{fewer if len(canvas.names) > FEW else ''}"
+        "values. Each panel has axes of its own. The base stands first, then the best."
+        f"{fewer if len(canvas.names) > FEW else ''}"
     )
     return Sketch("distributions", "Weights and activations, before and after training", caption, figure)
 
