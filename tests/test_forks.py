@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,14 @@ def fork(program: str, *arguments: str, **options: Any) -> subprocess.CompletedP
     ],
 )
 def test_a_program_ends_as_it_would_in_a_new_process(program: str) -> None:
-    """With the same status and output, but for a traceback, whose last line it has, and for Python's own SIGINT at its end."""
+    """With the same status and output, but for a traceback, whose last line it has, and for Python's own SIGINT at its end.
+
+    A fork hears SIGINT, also where a new process would inherit that it is ignored, as in the background of a shell.
+    """
     arguments: dict[str, Any] = {"stdin": subprocess.DEVNULL}
-    new = subprocess.run([sys.executable, "-c", program, "a", "b c"], capture_output=True, text=True, **arguments)
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command = [sys.executable, "-c", program, "a", "b c"]
+    new = subprocess.run(command, capture_output=True, text=True, preexec_fn=hears, **arguments)
     mine = fork(program, "a", "b c", **arguments)
     status = 1 if new.returncode == -signal.SIGINT else new.returncode
     assert (mine.returncode, mine.stdout) == (status, new.stdout)
