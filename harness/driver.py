@@ -93,7 +93,7 @@ def driven(
         with launch.reported(overrides, looks):
             works = launch.schedule(max(hands.workers, 1), share, probe, models)
             if works and hands.workers:
-                say("workers  start; the first results take some seconds")
+                say("workers  start; runs that train together end together, so the first results take a while")
             with closing(hands.trained(works, launch.heard)) as trained:
                 for work, came in trained:
                     launch.ended(work, came)
