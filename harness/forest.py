@@ -29,7 +29,7 @@ def verdicts(canvas: Canvas) -> Sketch | None:
     _differences(right, canvas, places)
     left.set_yticks(list(places.values()), [canvas.labels[name] for name in places])
     left.set_ylim(-0.6, rows - 0.4)
-    left.tick_params(axis="y", length=0)
+    left.tick_params(axis="y", length=0, pad=9)  # room for the head of an arrow
     right.tick_params(axis="y", length=0)
     seeds, matters = len(study.seeds), study.matters
     zone = f" The grey zone is ±{matters:g}, the smallest difference that matters." if matters else ""
