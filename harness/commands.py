@@ -240,7 +240,7 @@ def results(study: str, kind: str, by: str, rows: str, output: str | None) -> No
         from harness.conclusions import basis
 
         below = [basis(frame)]
-    outlines = {"summary": frames.outline, "compare": frames.verdicts}
+    outlines = {"summary": frames.outline, "compare": frames.verdicts, "runs": frames.roster}
     if rows in outlines and kind in ("table", "markdown"):
         frame = outlines[rows](frame)
     if output is None:

@@ -142,6 +142,14 @@ def verdicts(contrasts: pd.DataFrame) -> pd.DataFrame:
     return shown.assign(more_seeds=shown.more_seeds.astype("Int64")).rename(columns={"more_seeds": "more seeds"})
 
 
+def roster(runs: pd.DataFrame) -> pd.DataFrame:
+    """What fits a screen of `runs`: where each stands, its final test metrics and its id; of validation where there is one."""
+    why = ["reason"] if runs.reason.fillna("").ne("").any() else []
+    validated = [metric for metric in METRICS if metric.startswith("final/val") and runs[metric].notna().any()]
+    shown = {metric: metric.removeprefix("final/") for metric in (*SHOWN, *validated)}
+    return runs[["variant", "seed", "state", *shown, "run_id", *why]].rename(columns=shown)
+
+
 def text(frame: pd.DataFrame, kind: str) -> str:
     """A frame as `table`, `csv`, `json` (a list of rows) or `markdown`; numbers of csv and json to their last bit.
 

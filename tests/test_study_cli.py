@@ -527,6 +527,16 @@ def test_results_are_a_table_unless_asked_otherwise(mixed: Path) -> None:
     assert not set(done.stdout) & CONTROL
 
 
+def test_runs_are_told_in_lines_that_fit_a_screen(mixed: Path) -> None:
+    wanted, done = harness.runs("tiny"), ask("results", "tiny", "--rows", "runs")
+    lines = done.stdout.splitlines()[2:]
+    for run, line in zip(wanted.itertuples(), lines, strict=True):
+        assert line.split()[:3] == [run.variant, str(run.seed), run.state]
+        known = isinstance(run.run_id, str)
+        assert (run.reason or "").startswith(line[:100].partition(run.run_id)[2].strip() if known else ""), "the longest is last"
+    assert wanted.run_id.dropna().isin(" ".join(line[:100] for line in lines).split()).all()
+
+
 def test_markdown_is_the_table_of_a_page(mixed: Path) -> None:
     done = ask("results", "tiny", "--format", "markdown")
     rows = [[part.strip() for part in line.strip("|").split("|")] for line in done.stdout.splitlines()]
