@@ -193,7 +193,7 @@ def status(study: str, **given: Any) -> None:
             raise
         from harness.launched import Launched
 
-        wanted = Launched.last(study).study  # one of Python, or whose file is gone
+        wanted = Launched.last(study).asked  # one of Python, or whose file is gone
     wanted.override(**overrides)
     with uncollected():
         from harness import frames, outlook

@@ -63,14 +63,18 @@ class Launched:
         standings = survey(wanted, store.runs(name, study=name), store.locks.held)
         return cls(launched, content["cells"], standings, store, report, content.get("looks", 1), content)
 
+    @property
+    def asked(self) -> Study | Search:
+        """What was launched."""
+        return Search(**self.kept["search"]) if "search" in self.kept else self.study
+
     def again(self, command: str) -> str:
         """The command, `study` or `search`, that launches it again; empty where its name and options do not say what it was.
 
         They say it of what comes with harness, looked at once. By its name `harness study` need not find what was a file, a
         value in Python or the comparison of a search; and of a study that grew, options give the seeds, not the looks.
         """
-        given = self.kept["overrides"]
-        asked = Search(**self.kept["search"]) if "search" in self.kept else self.study
+        given, asked = self.kept["overrides"], self.asked
         try:
             found = space.read(shipped() / f"{asked.name}.toml").override(**given)
         except InputError:  # none has this name, or it takes no such options

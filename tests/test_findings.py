@@ -24,6 +24,7 @@ import harness
 from harness import findings, landscape, report
 from harness.blocks import Blocks
 from harness.canvas import Sketch
+from harness.cli import main
 from harness.config import RunConfig
 from harness.ranking import rank
 from harness.scene import Scene, TooFew
@@ -129,6 +130,18 @@ def test_page_of_a_search_says_how_to_launch_it_again_where_its_name_and_options
     ):
         kept = {"search": json.loads(asked.override(**given).model_dump_json()), "overrides": given}
         assert replace(launched, kept=kept).again("search") == command
+
+
+def test_status_of_a_search_without_a_file_counts_its_trials(
+    written: Mapping[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["status", "fair"])
+    assert left.value.code == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[2:]] == [
+        ["optimizer=adam", "complete", "4"],  # the best first
+        ["optimizer=sgd", "complete", "4"],
+    ]
 
 
 def test_page_of_the_comparison_does_not_say_that_its_name_launches_it(written: Mapping[str, bytes]) -> None:
