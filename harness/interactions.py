@@ -56,7 +56,6 @@ def interactions(canvas: Canvas) -> Sketch | None:
     gone = f" {without} conditions without a finished run are left out, which bends these means." if without else ""
     if partly := int(((table.n > 0) & (table.diverged + table.failed > 0)).sum()):
         gone += f" Of {plural(partly, 'condition')} some runs diverged or failed: the mean over the rest leaves out the worst."
-    large = "mean over all conditions with the two levels"
-    caption = f"{large}; small: each condition's mean over {canvas.counted}.{gone}" if len(study.varied) > 2 else ""
-    caption = f"Large: {caption}" if caption else f"Each condition's mean over {canvas.counted}.{gone}"
+    marks = "Large: mean over all conditions with the two levels; small" if len(study.varied) > 2 else "Points"
+    caption = f"{marks}: each condition's mean over {canvas.counted}.{gone}"
     return Sketch("interactions", "Interactions of factors", caption, figure)

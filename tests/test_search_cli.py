@@ -118,7 +118,8 @@ def test_a_terminal_shows_how_many_trials_of_all_are_done(story: SimpleNamespace
     assert story.code == 0, story.shown
     assert "━" in story.shown
     assert re.search(r"[0-3]/4 trials, 2 training, validation loss \S+ to \S+; epoch", story.shown)
-    assert re.search(r"\d s left", story.shown)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", story.shown)
+    assert re.search(r"epoch [━╸╺]+ *\d+/\d+ \d+ s left", plain), "in the bar"
     assert "4/4 trials" in story.shown
     assert re.search(r"done     4 trials, 8 runs now", story.shown)
 

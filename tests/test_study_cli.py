@@ -535,6 +535,12 @@ def test_runs_are_told_in_lines_that_fit_a_screen(mixed: Path) -> None:
     assert wanted.run_id.dropna().isin(" ".join(line[:100] for line in lines).split()).all(), "what may be long comes last"
 
 
+def test_contrasts_are_told_with_their_metric_unit_and_level(mixed: Path) -> None:
+    told = ask("results", "tiny", "--rows", "compare").stdout.splitlines()[-1]
+    level = "Intervals are of 97.5%, and hold together with 95%."
+    assert told == f"Differences of final/test_loss, in nats, to plain. {level}"
+
+
 def test_markdown_is_the_table_of_a_page(mixed: Path) -> None:
     done = ask("results", "tiny", "--format", "markdown")
     rows = [[part.strip() for part in line.strip("|").split("|")] for line in done.stdout.splitlines()]
